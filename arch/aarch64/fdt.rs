@@ -1,0 +1,133 @@
+//! The device tree that a guest finds in x0.
+//!
+//! Source: Devicetree Specification v0.4; the bindings under Linux v6.12
+//! Documentation/devicetree/bindings (arm/psci.yaml, arm/cpus.yaml, timer/arm,arch_timer.yaml,
+//! interrupt-controller/arm,gic{,-v3}.yaml, serial/8250.yaml, misc/pvpanic-mmio.txt).
+
+use anyhow::{Context, Result};
+use vm_fdt::{Error, FdtWriter};
+
+use super::{layout, mode};
+use crate::board::Board;
+use crate::exit::{BusAddr, Space};
+
+/// The interrupt controller that a machine has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gic {
+    /// Distributor and CPU interface.
+    V2,
+    /// Distributor and redistributors.
+    V3,
+}
+
+/// The interrupt controller's handle: there is only one thing to refer to.
+const GIC_PHANDLE: u32 = 1;
+
+/// Interrupt specifiers (arm,gic.yaml): a private peripheral interrupt, active low.
+const PPI: u32 = 1;
+const LEVEL_LOW: u32 = 8;
+
+/// Private interrupts of the timers: secure, non-secure, virtual, hypervisor (Arm BSA, "PPI
+/// assignments", minus 16).
+const TIMER_INTERRUPTS: [u32; 4] = [13, 14, 11, 10];
+
+/// Clock of a PC's serial port, in Hz: 115200 baud times 16.
+const UART_CLOCK: u32 = 1_843_200;
+
+/// The device tree for `board`, as a blob.
+pub fn device_tree(board: &Board, gic: Gic) -> Result<Vec<u8>> {
+    write(board, gic).context("write the device tree")
+}
+
+fn write(board: &Board, gic: Gic) -> Result<Vec<u8>, Error> {
+    let mut fdt = FdtWriter::new()?;
+    let root = fdt.begin_node("")?;
+    fdt.property_string("compatible", "linux,dummy-virt")?;
+    fdt.property_string("model", "bivisor")?;
+    fdt.property_u32("#address-cells", 2)?;
+    fdt.property_u32("#size-cells", 2)?;
+    fdt.property_u32("interrupt-parent", GIC_PHANDLE)?;
+
+    let chosen = fdt.begin_node("chosen")?;
+    fdt.property_string("stdout-path", &format!("/serial@{:x}", layout::CONSOLE.addr))?;
+    fdt.end_node(chosen)?;
+
+    for range in &board.ram {
+        let memory = fdt.begin_node(&format!("memory@{:x}", range.start))?;
+        fdt.property_string("device_type", "memory")?;
+        fdt.property_array_u64("reg", &[range.start, range.len])?;
+        fdt.end_node(memory)?;
+    }
+
+    let cpus = fdt.begin_node("cpus")?;
+    fdt.property_u32("#address-cells", 2)?;
+    fdt.property_u32("#size-cells", 0)?;
+    for index in 0..board.cpus {
+        let affinity = mode::affinity(index);
+        let cpu = fdt.begin_node(&format!("cpu@{affinity:x}"))?;
+        fdt.property_string("device_type", "cpu")?;
+        fdt.property_string("compatible", "arm,armv8")?;
+        fdt.property_string("enable-method", "psci")?;
+        fdt.property_u64("reg", affinity)?;
+        fdt.end_node(cpu)?;
+    }
+    fdt.end_node(cpus)?;
+
+    let psci = fdt.begin_node("psci")?;
+    fdt.property_string_list("compatible", vec!["arm,psci-1.0".into(), "arm,psci-0.2".into()])?;
+    fdt.property_string("method", "hvc")?;
+    fdt.end_node(psci)?;
+
+    let timer = fdt.begin_node("timer")?;
+    fdt.property_string("compatible", "arm,armv8-timer")?;
+    let cells: Vec<u32> = TIMER_INTERRUPTS.iter().flat_map(|n| [PPI, *n, LEVEL_LOW]).collect();
+    fdt.property_array_u32("interrupts", &cells)?;
+    fdt.property_null("always-on")?;
+    fdt.end_node(timer)?;
+
+    write_gic(&mut fdt, board, gic)?;
+
+    write_device(&mut fdt, "serial", layout::CONSOLE, 8, "ns16550a", |fdt| {
+        fdt.property_u32("clock-frequency", UART_CLOCK)
+    })?;
+    write_device(&mut fdt, "pvpanic", layout::PANIC_REPORT, 2, "qemu,pvpanic-mmio", |_| Ok(()))?;
+    write_device(&mut fdt, "exit", board.exit_register, 8, "bivisor,exit-register", |_| Ok(()))?;
+
+    fdt.end_node(root)?;
+    fdt.finish()
+}
+
+fn write_gic(fdt: &mut FdtWriter, board: &Board, gic: Gic) -> Result<(), Error> {
+    let distributor = layout::GIC_DISTRIBUTOR;
+    let (compatible, rest, rest_len) = match gic {
+        Gic::V2 => ("arm,cortex-a15-gic", layout::GIC_CPU_INTERFACE, layout::GIC_CPU_INTERFACE.len),
+        Gic::V3 => {
+            let len = board.cpus as u64 * layout::GIC_REDISTRIBUTOR_LEN;
+            ("arm,gic-v3", layout::GIC_REDISTRIBUTORS, len)
+        }
+    };
+    let node = fdt.begin_node(&format!("interrupt-controller@{:x}", distributor.start))?;
+    fdt.property_string("compatible", compatible)?;
+    fdt.property_u32("#interrupt-cells", 3)?;
+    fdt.property_null("interrupt-controller")?;
+    fdt.property_array_u64("reg", &[distributor.start, distributor.len, rest.start, rest_len])?;
+    fdt.property_phandle(GIC_PHANDLE)?;
+    fdt.end_node(node)
+}
+
+/// One device with a register window of `len` bytes, and `more` properties.
+fn write_device(
+    fdt: &mut FdtWriter,
+    name: &str,
+    at: BusAddr,
+    len: u64,
+    compatible: &str,
+    more: impl FnOnce(&mut FdtWriter) -> Result<(), Error>,
+) -> Result<(), Error> {
+    debug_assert_eq!(at.space, Space::Memory, "this architecture has no ports");
+    let node = fdt.begin_node(&format!("{name}@{:x}", at.addr))?;
+    fdt.property_string("compatible", compatible)?;
+    fdt.property_array_u64("reg", &[at.addr, len])?;
+    more(fdt)?;
+    fdt.end_node(node)
+}

@@ -1,0 +1,83 @@
+//! The in-kernel interrupt controller: GICv3 where the host has it, else GICv2.
+//!
+//! Source: KVM API, "devices/arm-vgic-v3.rst" and "devices/arm-vgic.rst". It is initialised after
+//! the last vCPU: KVM refuses new vCPUs from then on.
+
+use anyhow::{Context, Result, ensure};
+use kvm_bindings::{
+    KVM_DEV_ARM_VGIC_CTRL_INIT, KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_DEV_ARM_VGIC_GRP_CTRL,
+    KVM_DEV_ARM_VGIC_GRP_NR_IRQS, KVM_VGIC_V2_ADDR_TYPE_CPU, KVM_VGIC_V2_ADDR_TYPE_DIST,
+    KVM_VGIC_V3_ADDR_TYPE_DIST, KVM_VGIC_V3_ADDR_TYPE_REDIST, kvm_create_device, kvm_device_attr,
+    kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V2, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3,
+};
+use kvm_ioctls::{DeviceFd, VmFd};
+
+use super::fdt::Gic;
+use super::layout;
+
+/// Interrupts that the controller knows, private ones included. Our choice: 96 shared lines.
+const INTERRUPTS: u32 = 128;
+
+/// The controller of one machine.
+pub struct Chip {
+    device: DeviceFd,
+    /// Its version.
+    pub version: Gic,
+}
+
+impl Chip {
+    /// Creates it and says where it lies.
+    pub fn new(vm: &VmFd, cpus: usize) -> Result<Self> {
+        let create =
+            |kind| vm.create_device(&mut kvm_create_device { type_: kind, fd: 0, flags: 0 });
+        let (device, version) = match create(kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3) {
+            Ok(device) => (device, Gic::V3),
+            Err(_) => {
+                let device = create(kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V2).context(
+                    "create an interrupt controller (this KVM has neither GICv3 nor GICv2)",
+                )?;
+                (device, Gic::V2)
+            }
+        };
+        let chip = Self { device, version };
+        let (distributor, rest) = match version {
+            Gic::V3 => (KVM_VGIC_V3_ADDR_TYPE_DIST, KVM_VGIC_V3_ADDR_TYPE_REDIST),
+            Gic::V2 => (KVM_VGIC_V2_ADDR_TYPE_DIST, KVM_VGIC_V2_ADDR_TYPE_CPU),
+        };
+        let region = match version {
+            Gic::V3 => layout::GIC_REDISTRIBUTORS,
+            Gic::V2 => layout::GIC_CPU_INTERFACE,
+        };
+        let limit = match version {
+            Gic::V3 => (region.len / layout::GIC_REDISTRIBUTOR_LEN) as usize,
+            // Arm IHI 0048, "GICD_ITARGETSRn": one bit for each CPU.
+            Gic::V2 => 8,
+        };
+        ensure!(
+            cpus <= limit,
+            "--cpus {cpus}: this host's interrupt controller serves at most {limit}"
+        );
+        chip.set_address(distributor, layout::GIC_DISTRIBUTOR.start)?;
+        chip.set_address(rest, region.start)?;
+        Ok(chip)
+    }
+
+    /// Once every vCPU exists: sets the number of interrupts and initialises it.
+    pub fn initialise(&self) -> Result<()> {
+        let interrupts = INTERRUPTS;
+        self.set(KVM_DEV_ARM_VGIC_GRP_NR_IRQS, 0, &raw const interrupts as u64)
+            .context("set the number of interrupts")?;
+        self.set(KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_CTRL_INIT.into(), 0)
+            .context("initialise the interrupt controller")
+    }
+
+    fn set_address(&self, part: u32, guest_addr: u64) -> Result<()> {
+        self.set(KVM_DEV_ARM_VGIC_GRP_ADDR, part.into(), &raw const guest_addr as u64)
+            .with_context(|| format!("place the interrupt controller at {guest_addr:#x}"))
+    }
+
+    /// Sets one attribute; `addr` is the address of its value in this process.
+    fn set(&self, group: u32, attr: u64, addr: u64) -> Result<(), kvm_ioctls::Error> {
+        self.device.set_device_attr(&kvm_device_attr { group, attr, addr, flags: 0 })
+    }
+}

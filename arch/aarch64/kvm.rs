@@ -1,0 +1,264 @@
+//! The half of aarch64 that talks to KVM: VM and vCPU creation, core registers, exits.
+//!
+//! vCPUs are created powered off but for the first (KVM_ARM_VCPU_POWER_OFF); PSCI's CPU_ON, which
+//! KVM answers itself, starts them. Everything a guest does to a device is MMIO.
+
+use anyhow::{Context, Result, ensure};
+use kvm_bindings::{
+    KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_CAP_ARM_NISV_TO_USER,
+    KVM_CREATE_DEVICE_TEST, KVM_EXIT_ARM_NISV, KVM_MP_STATE_STOPPED, KVM_VM_TYPE_ARM_IPA_SIZE_MASK,
+    kvm_create_device, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_ITS,
+    kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V2, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3,
+    kvm_enable_cap, kvm_vcpu_init,
+};
+use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
+use linux_loader::configurator::{BootConfigurator, BootParams, fdt::FdtBootConfigurator};
+use vm_memory::GuestAddress;
+
+use super::fdt::device_tree;
+use super::gic::Chip;
+use super::layout;
+use super::mode::{Mode, PSTATE_EL1H, SCTLR_M, mode_name};
+use super::registers::{self, Register, x};
+use crate::arch::run_page::RunPage;
+use crate::board::{Board, Finding, Start};
+use crate::exit::{CpuState, Crash, Exit, Stop};
+use crate::kick::Kick;
+use crate::memory::GuestRam;
+use crate::places::Places;
+use crate::run::Run;
+
+/// Address bits of a guest where KVM does not let us choose (KVM API, KVM_CREATE_VM).
+const DEFAULT_IPA_BITS: u32 = 40;
+
+/// Bits of guest-physical addresses that this host can give.
+fn ipa_bits(kvm: &Kvm) -> u32 {
+    match kvm.get_host_ipa_limit() {
+        bits @ 32..=52 => bits as u32,
+        _ => DEFAULT_IPA_BITS,
+    }
+}
+
+/// Past the highest guest-physical address.
+pub fn address_limit(kvm: &Kvm) -> u64 {
+    1 << ipa_bits(kvm)
+}
+
+/// Creates the VM, with just enough address bits for `end`: fewer levels of stage-2 tables.
+pub fn create_vm(kvm: &Kvm, end: u64) -> Result<VmFd> {
+    let needed = u64::BITS - end.max(1 << 32).leading_zeros();
+    let bits = needed.min(ipa_bits(kvm));
+    let vm = match kvm.get_host_ipa_limit() {
+        0 => kvm.create_vm_with_type(0),
+        _ => kvm.create_vm_with_type((bits & KVM_VM_TYPE_ARM_IPA_SIZE_MASK).into()),
+    }
+    .context("create a VM")?;
+    // An access that KVM can't decode for us comes as an exit and not as an error of KVM_RUN.
+    // Without the capability (Linux before 5.5) it still ends the guest.
+    let _ = vm.enable_cap(&kvm_enable_cap { cap: KVM_CAP_ARM_NISV_TO_USER, ..Default::default() });
+    Ok(vm)
+}
+
+/// What all vCPUs are made from.
+pub struct Chips {
+    gic: Chip,
+    target: kvm_vcpu_init,
+}
+
+/// Creates the interrupt controller and asks for the CPU model that the host prefers.
+pub fn before_vcpus(_: &Kvm, vm: &VmFd, cpus: usize) -> Result<Chips> {
+    ensure!(
+        vm.check_extension(Cap::ArmPsci02),
+        "this host's KVM lacks PSCI 0.2: update the kernel"
+    );
+    let gic = Chip::new(vm, cpus)?;
+    let mut target = kvm_vcpu_init::default();
+    vm.get_preferred_target(&mut target).context("ask for the preferred CPU")?;
+    target.features[0] |= 1 << KVM_ARM_VCPU_PSCI_0_2;
+    Ok(Chips { gic, target })
+}
+
+/// Initialises the interrupt controller.
+pub fn after_vcpus(chips: &Chips) -> Result<()> {
+    chips.gic.initialise()
+}
+
+/// The first vCPU's registers: ids and values, in the order in which they are set.
+pub struct Entry(Vec<(u64, u64)>);
+
+/// Alignment of the device tree. Our choice: a large page, so that a guest maps it with one entry;
+/// 8 bytes (Linux v6.12 Documentation/arch/arm64/booting.rst) where RAM is small.
+const FDT_ALIGNS: [u64; 2] = [2 << 20, 8];
+
+/// Places the device tree and works out the first registers.
+///
+/// It goes above the image and what follows it, so that a flat kernel's zeroed data, whose size
+/// nobody knows, does not meet it; a second copy goes to the start of RAM when nothing else is
+/// there, where firmware for `virt` looks. A guest whose RAM has no room for it finds x0 = 0.
+pub fn prepare(
+    ram: &GuestRam,
+    places: &mut Places,
+    board: &Board,
+    start: &Start<Mode, Register>,
+    chips: &Chips,
+) -> Result<Entry> {
+    let Mode::El1 = start.mode;
+    let blob = device_tree(board, chips.gic.version)?;
+    let len = blob.len() as u64;
+    let limit = places.ram_start().saturating_add(layout::FDT_REACH);
+    let found = FDT_ALIGNS.into_iter().find_map(|align| {
+        let at = places.find_below(limit, len, align);
+        at.filter(|at| *at > start.entry)
+    });
+    let mut registers = vec![(registers::PSTATE, PSTATE_EL1H), (registers::PC, start.entry)];
+    if let Some(at) = found {
+        places.reserve(at, len, "device tree")?;
+        write_fdt(ram, &blob, at)?;
+        registers.push((x(0), at));
+        let first = places.ram_start();
+        if places.reserve(first, len, "second device tree").is_ok() {
+            write_fdt(ram, &blob, first)?;
+        }
+    }
+    registers.extend(start.registers.iter().map(|(register, value)| (register.0, *value)));
+    Ok(Entry(registers))
+}
+
+fn write_fdt(ram: &GuestRam, blob: &[u8], guest_addr: u64) -> Result<()> {
+    let params = BootParams {
+        header: blob.to_vec(),
+        header_start: GuestAddress(guest_addr),
+        sections: None,
+        sections_start: None,
+        modules: None,
+        modules_start: None,
+    };
+    FdtBootConfigurator::write_bootparams(&params, ram.backend())
+        .with_context(|| format!("write the device tree at {guest_addr:#x}"))
+}
+
+/// One vCPU.
+pub struct Vcpu {
+    fd: VcpuFd,
+    page: RunPage,
+}
+
+impl Vcpu {
+    /// Creates vCPU number `index`. The first one is ready to run from `entry`; the others are
+    /// powered off until PSCI's CPU_ON.
+    pub fn new(vm: &VmFd, chips: &Chips, index: usize, entry: &Entry) -> Result<Self> {
+        let mut fd = vm.create_vcpu(index as u64)?;
+        let page = RunPage::new(&mut fd);
+        let vcpu = Self { fd, page };
+        let mut init = chips.target;
+        if index > 0 {
+            init.features[0] |= 1 << KVM_ARM_VCPU_POWER_OFF;
+        }
+        vcpu.fd.vcpu_init(&init).context("initialise it")?;
+        if index == 0 {
+            for (id, value) in &entry.0 {
+                vcpu.fd
+                    .set_one_reg(*id, &value.to_le_bytes())
+                    .with_context(|| format!("write register {id:#x}"))?;
+            }
+        }
+        Ok(vcpu)
+    }
+
+    /// What makes this vCPU leave the guest.
+    pub fn kick(&mut self) -> Kick {
+        self.page.kick()
+    }
+
+    fn register(&self, id: u64) -> Result<u64> {
+        let mut bytes = [0; 8];
+        self.fd.get_one_reg(id, &mut bytes).with_context(|| format!("read register {id:#x}"))?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+}
+
+/// `kvm_run.arm_nisv`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Nisv {
+    esr_iss: u64,
+    fault_ipa: u64,
+}
+
+/// An access that the CPU did not describe: a load or store of more than one register, or with
+/// write-back (KVM API, KVM_EXIT_ARM_NISV).
+fn undescribed(guest_addr: u64) -> Stop {
+    Stop::Crash(Crash::new(format!(
+        "KVM could not emulate an instruction that reached {guest_addr:#x}, where no RAM is"
+    )))
+}
+
+impl Run for Vcpu {
+    fn run(&mut self) -> Result<Exit<'_>> {
+        Ok(match self.fd.run() {
+            Ok(VcpuExit::Unsupported(KVM_EXIT_ARM_NISV)) => {
+                // SAFETY: KVM just reported KVM_EXIT_ARM_NISV.
+                let nisv = unsafe { self.page.member::<Nisv>() };
+                Exit::Stop(undescribed(nisv.fault_ipa))
+            }
+            // What NISV is without its capability.
+            Err(error) if error.errno() == libc::ENOSYS => {
+                Exit::Stop(Stop::Crash(Crash::new("KVM could not emulate an instruction")))
+            }
+            other => return self.page.decode(other),
+        })
+    }
+
+    fn state(&self) -> Result<CpuState> {
+        let registers = registers::shown()
+            .map(|(name, id)| Ok((name, self.register(id)?)))
+            .collect::<Result<Vec<_>>>()?;
+        let pc = self.register(registers::PC)?;
+        let stopped = self.fd.get_mp_state().is_ok_and(|s| s.mp_state == KVM_MP_STATE_STOPPED);
+        let mode = match stopped {
+            true => "powered off",
+            false => mode_name(self.register(registers::PSTATE)?),
+        };
+        let mmu_is_on = self.register(registers::SCTLR_EL1)? & SCTLR_M != 0;
+        let pc_guest_addr = (!mmu_is_on).then_some(pc);
+        Ok(CpuState { pc, pc_guest_addr, mode: mode.into(), registers })
+    }
+}
+
+/// What only an aarch64 host has to tell.
+pub fn findings(kvm: &Kvm) -> Vec<Finding> {
+    let mut findings =
+        vec![Finding::new("back-end", "EL2"), Finding::new("host-is-a-guest", host_machine())];
+    let Ok(vm) = create_vm(kvm, 0) else { return findings };
+    let has = |kind| {
+        let mut probe = kvm_create_device { type_: kind, fd: 0, flags: KVM_CREATE_DEVICE_TEST };
+        if vm.create_device(&mut probe).is_ok() { "yes" } else { "no" }
+    };
+    findings.extend([
+        Finding::new("gicv2", has(kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V2)),
+        Finding::new("gicv3", has(kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3)),
+        Finding::new("its", has(kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_ITS)),
+    ]);
+    let yes_no = |cap| if vm.check_extension(cap) { "yes" } else { "no" };
+    findings.extend([
+        Finding::new("psci-0.2", yes_no(Cap::ArmPsci02)),
+        Finding::new("pmu", yes_no(Cap::ArmPmuV3)),
+        Finding::new("sve", yes_no(Cap::ArmSve)),
+        Finding::new("pointer-authentication", yes_no(Cap::ArmPtrAuthAddress)),
+    ]);
+    findings
+}
+
+/// Whether this host is itself a virtual machine, as its device tree tells.
+fn host_machine() -> String {
+    match std::fs::read("/proc/device-tree/compatible") {
+        Ok(names) if names.starts_with(b"linux,dummy-virt") => {
+            "yes (linux,dummy-virt: nested, or emulated by QEMU)".into()
+        }
+        Ok(names) => {
+            let first = names.split(|byte| *byte == 0).next().unwrap_or_default();
+            format!("no sign of it ({})", String::from_utf8_lossy(first).escape_default())
+        }
+        Err(_) => "can't be told: the host has no device tree".into(),
+    }
+}

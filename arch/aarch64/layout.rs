@@ -1,0 +1,83 @@
+//! Where things are in an aarch64 guest: as on QEMU's `virt` board where that has the thing, so
+//! that bare-metal code made for it finds them.
+//!
+//! ```text
+//! 0x0000_0000  nothing (virt has its flash here)
+//! 0x0800_0000  GIC distributor
+//! 0x0801_0000  GICv2 CPU interface
+//! 0x080a_0000  GICv3 redistributors, 128 KiB for each of 123 CPUs
+//! 0x0910_0000  console (16550)
+//! 0x0911_0000  exit register
+//! 0x0912_0000  pvpanic
+//! 0x4000_0000  RAM; a flat image at +0x8_0000
+//! ```
+
+use crate::board::StopRegister;
+use crate::exit::BusAddr;
+use crate::layout_check::{Region, ascending_and_disjoint};
+use crate::memory::RamRange;
+
+/// Where `virt` has the distributor of either version.
+pub const GIC_DISTRIBUTOR: Region =
+    Region { name: "GIC distributor", start: 0x0800_0000, len: 0x1_0000 };
+/// Where `virt` has the GICv2 CPU interface.
+pub const GIC_CPU_INTERFACE: Region =
+    Region { name: "GIC CPU interface", start: 0x0801_0000, len: 0x1_0000 };
+/// Where `virt` has the GICv3 redistributors.
+pub const GIC_REDISTRIBUTORS: Region =
+    Region { name: "GIC redistributors", start: 0x080a_0000, len: 0x00f6_0000 };
+/// Bytes of one CPU's redistributor: the RD and the SGI frame (Arm IHI 0069, "GIC Redistributor
+/// register map").
+pub const GIC_REDISTRIBUTOR_LEN: u64 = 0x2_0000;
+
+/// Our choice: past what `virt` has at 0x0900_0000 (a PL011, an RTC and more), a page of its own.
+pub const CONSOLE: BusAddr = BusAddr::memory(0x0910_0000);
+/// Our choice: the next 64 KiB, so that a guest with pages of that size maps each device alone.
+pub const EXIT_REGISTER: BusAddr = BusAddr::memory(0x0911_0000);
+/// As above.
+pub const PANIC_REPORT: BusAddr = BusAddr::memory(0x0912_0000);
+
+/// Bytes that a device's page takes.
+const PAGE: u64 = 0x1000;
+
+/// There is no port space.
+pub const PORTS: u64 = 0;
+
+/// PSCI does it.
+pub const STOP_REGISTERS: &[StopRegister] = &[];
+
+/// Memory addresses that are never RAM.
+pub const WINDOWS: &[Region] = &[
+    GIC_DISTRIBUTOR,
+    GIC_CPU_INTERFACE,
+    GIC_REDISTRIBUTORS,
+    Region { name: "console", start: CONSOLE.addr, len: PAGE },
+    Region { name: "pvpanic", start: PANIC_REPORT.addr, len: PAGE },
+];
+const _: () = assert!(ascending_and_disjoint(WINDOWS));
+
+/// Where `virt` has RAM.
+const RAM_START: u64 = 0x4000_0000;
+
+/// Where a flat image goes, from the start of RAM: what kernels without an `Image` header were
+/// linked for since the first arm64 Linux (its `TEXT_OFFSET`).
+pub const FLAT_OFFSET: u64 = 0x8_0000;
+
+/// The device tree lies no higher than this above the start of RAM, so that early code reaches it
+/// with few page tables (Linux v4.1 Documentation/arm64/booting.txt: within 512 MiB).
+pub const FDT_REACH: u64 = 512 << 20;
+
+/// RAM is one piece.
+pub fn ram(size: u64) -> Vec<RamRange> {
+    vec![RamRange { start: RAM_START, len: size }]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ram_lies_past_every_window() {
+        assert!(WINDOWS.iter().all(|window| window.end() <= ram(1)[0].start));
+    }
+}

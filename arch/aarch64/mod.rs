@@ -1,0 +1,31 @@
+//! aarch64 guests: EL1, the memory map of QEMU's `virt` board, PSCI, a device tree.
+//!
+//! Pure, tested on any host: [`layout`], [`registers`], [`fdt`], [`mode`]. With ioctls: `kvm` and
+//! `gic`.
+
+pub mod fdt;
+#[cfg(target_arch = "aarch64")]
+mod gic;
+#[cfg(target_arch = "aarch64")]
+pub mod kvm;
+pub mod layout;
+pub mod mode;
+pub mod registers;
+
+pub use mode::Mode;
+pub use registers::{REGISTER_NAMES, Register, register};
+
+use crate::payload::Rules;
+
+/// The name in target triples.
+pub const NAME: &str = "aarch64";
+
+/// `e_machine` (ELF for the Arm 64-bit Architecture, "ELF Header").
+const EM_AARCH64: u16 = 183;
+
+/// How images start.
+pub const RULES: Rules<Mode> = Rules {
+    flat_mode: Mode::El1,
+    flat_load: |_, ram_start| ram_start.saturating_add(layout::FLAT_OFFSET),
+    elf_mode: |bits, machine| (bits == 64 && machine == EM_AARCH64).then_some(Mode::El1),
+};

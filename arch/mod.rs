@@ -1,0 +1,95 @@
+//! The boundary between the core and the architectures. Exactly one architecture is live in a
+//! build; the core sees only the names that `contract` lists, never which one it got.
+//!
+//! The pure halves (address maps, tables, register names and ids, exit decoding) build on every
+//! host, so both architectures are tested everywhere; only the halves that issue ioctls are
+//! selected. To add an architecture: a folder, a line in each of the two blocks below, and what
+//! the pins then ask for.
+
+// Both pure halves build under test on any host; a normal build holds only its own.
+#[cfg(any(test, target_arch = "aarch64"))]
+#[cfg_attr(not(target_arch = "aarch64"), allow(dead_code, unused_imports))]
+mod aarch64;
+mod exits;
+mod run_page;
+#[cfg(any(test, target_arch = "x86_64"))]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, unused_imports))]
+mod x86_64;
+
+cfg_if::cfg_if! {
+    if #[cfg(target_arch = "x86_64")] {
+        pub use x86_64::{kvm::*, layout, *};
+        #[path = "../guests/x86_64/mod.rs"]
+        pub mod guests;
+    } else if #[cfg(target_arch = "aarch64")] {
+        pub use aarch64::{kvm::*, layout, *};
+        #[path = "../guests/aarch64/mod.rs"]
+        pub mod guests;
+    } else {
+        compile_error!("no guest architecture for this host: see arch/mod.rs");
+    }
+}
+
+/// The contract, checked where it is read: each line names what every architecture defines, with
+/// its type. A missing or mistyped name fails here and not in the core.
+mod contract {
+    use anyhow::Result;
+    use kvm_ioctls::{Kvm, VmFd};
+
+    use super::*;
+    use crate::board::{Board, Finding, Start, StopRegister};
+    use crate::exit::BusAddr;
+    use crate::kick::Kick;
+    use crate::layout_check::Region;
+    use crate::memory::{GuestRam, RamRange};
+    use crate::payload::Rules;
+    use crate::places::Places;
+    use crate::run::Run;
+
+    /// The name in verdicts, in `check` and in target triples.
+    const _: &str = NAME;
+    /// Where the devices that every machine has lie.
+    const _: [BusAddr; 3] = [layout::CONSOLE, layout::EXIT_REGISTER, layout::PANIC_REPORT];
+    /// The platform's own ways to be switched off or reset.
+    const _: &[StopRegister] = layout::STOP_REGISTERS;
+    /// Memory addresses that KVM or a device takes and RAM therefore may not cover.
+    const _: &[Region] = layout::WINDOWS;
+    /// Ports: the addresses of the port space are below it.
+    const _: u64 = layout::PORTS;
+    /// The RAM of a machine that has so many bytes of it.
+    const _: fn(u64) -> Vec<RamRange> = layout::ram;
+    /// Past the highest guest-physical address that this host can give a guest.
+    const _: fn(&Kvm) -> u64 = address_limit;
+
+    /// The modes that a guest can start in, by name.
+    const _: &[(&str, Mode)] = Mode::NAMED;
+    /// How images start: which mode, and where flat ones go.
+    const _: Rules<Mode> = RULES;
+    /// The register with this name, and its width in bits.
+    const _: fn(&str) -> Option<(Register, u32)> = register;
+    /// Names of registers, for messages.
+    const _: &str = REGISTER_NAMES;
+
+    // In the order in which `Machine::build` calls them.
+    /// Creates a VM whose guest-physical addresses end at the given one or above.
+    const _: fn(&Kvm, u64) -> Result<VmFd> = create_vm;
+    /// What must exist before any vCPU does; called after the memory slots.
+    const _: fn(&Kvm, &VmFd, usize) -> Result<Chips> = before_vcpus;
+    /// Places the tables that a guest expects and works out its first registers.
+    const _: Prepare = prepare;
+    type Prepare =
+        fn(&GuestRam, &mut Places, &Board, &Start<Mode, Register>, &Chips) -> Result<Entry>;
+    /// Creates one vCPU; number 0 starts at the entry, the others wait for it.
+    const _: fn(&VmFd, &Chips, usize, &Entry) -> Result<Vcpu> = Vcpu::new;
+    /// What must wait until every vCPU exists.
+    const _: fn(&Chips) -> Result<()> = after_vcpus;
+    /// What makes the vCPU leave the guest.
+    const _: fn(&mut Vcpu) -> Kick = Vcpu::kick;
+    const fn runs<T: Run + Send>() {}
+    const _: () = runs::<Vcpu>();
+
+    /// What only this architecture's hosts have to tell.
+    const _: fn(&Kvm) -> Vec<Finding> = findings;
+    /// The embedded guests.
+    const _: fn() -> &'static [crate::guests::Guest] = guests::all;
+}

@@ -1,0 +1,116 @@
+//! Where things are in an x86-64 guest.
+//!
+//! ```text
+//! memory                                    ports
+//! 0x0000_0000  RAM (up to 3 GiB)            0x0060, 0x0064  i8042: command 0xfe resets
+//! 0xc000_0000  devices                      0x00f4          exit register
+//! 0xfec0_0000    I/O APIC                   0x03f8          console (16550)
+//! 0xfee0_0000    local APICs                0x0505          pvpanic
+//! 0xfffb_c000    KVM's own four pages       0x0604          ACPI PM1a control: power-off
+//! 0x1_0000_0000  the rest of RAM            0x0cf9          reset control
+//! ```
+
+use crate::board::{Does, StopRegister};
+use crate::exit::BusAddr;
+use crate::layout_check::{Region, ascending_and_disjoint};
+use crate::memory::RamRange;
+
+/// COM1: the base that the PC platform gives the first serial port.
+pub const CONSOLE: BusAddr = BusAddr::port(0x3f8);
+
+/// Where QEMU's isa-debug-exit is usually put, so that guests made for it work.
+pub const EXIT_REGISTER: BusAddr = BusAddr::port(0xf4);
+
+/// QEMU's pvpanic (docs/specs/pvpanic.rst).
+pub const PANIC_REPORT: BusAddr = BusAddr::port(0x505);
+
+/// Ports are 16 bits wide (SDM vol. 1, "I/O Port Addressing").
+pub const PORTS: u64 = 1 << 16;
+
+/// The PC's registers that switch it off or reset it.
+pub const STOP_REGISTERS: &[StopRegister] = &[
+    // IBM PC/AT Technical Reference, "Keyboard Controller": command 0xfe pulses the reset line.
+    // Its status reads zero: the controller is ready for a command.
+    StopRegister {
+        name: "i8042 command",
+        at: BusAddr::port(0x64),
+        len: 1,
+        mask: 0xff,
+        value: 0xfe,
+        does: Does::Reset,
+        reads: 0,
+    },
+    // ACPI 6.5, 4.8.3.2.1 "PM1 Control Registers": SLP_EN (bit 13) with sleep type 0, at the port
+    // where QEMU's q35 has it: what small kernels write to switch a virtual machine off.
+    StopRegister {
+        name: "ACPI PM1a control",
+        at: BusAddr::port(0x604),
+        len: 2,
+        mask: 0x3c00,
+        value: 0x2000,
+        does: Does::PowerOff,
+        reads: 0,
+    },
+    // Intel PCH data sheets, "Reset Control Register": RST_CPU (bit 2) resets.
+    StopRegister {
+        name: "reset control",
+        at: BusAddr::port(0xcf9),
+        len: 1,
+        mask: 0x4,
+        value: 0x4,
+        does: Does::Reset,
+        reads: 0,
+    },
+];
+
+/// Start of the hole below 4 GiB that holds devices. Our choice: 1 GiB, room for PCI.
+const HOLE: u64 = 0xc000_0000;
+/// End of that hole.
+const FOUR_GIB: u64 = 1 << 32;
+
+/// The four pages that Intel's virtualization needs for itself (KVM API, KVM_SET_TSS_ADDR and
+/// KVM_SET_IDENTITY_MAP_ADDR): the identity map, then three for the task state.
+pub const KVM_PAGES: u64 = 0xfffb_c000;
+
+/// Memory addresses that are never RAM.
+pub const WINDOWS: &[Region] = &[
+    Region { name: "I/O APIC", start: 0xfec0_0000, len: 0x1000 },
+    Region { name: "local APICs", start: 0xfee0_0000, len: 0x1000 },
+    Region { name: "pages of KVM's own", start: KVM_PAGES, len: 0x4000 },
+];
+const _: () = assert!(ascending_and_disjoint(WINDOWS));
+
+/// Where a flat binary goes in real mode. Our choice: the first page past the interrupt vectors
+/// and the BIOS's data, whose place many guests overwrite.
+pub const REAL_LOAD: u64 = 0x1000;
+
+/// Where a flat binary goes otherwise: 1 MiB, past everything that a PC keeps below.
+pub const FLAT_LOAD: u64 = 0x10_0000;
+
+/// Tables go below the end of conventional memory, where kernels seldom load.
+pub const TABLES_BELOW: u64 = 0xa_0000;
+
+/// RAM, split around the hole below 4 GiB.
+pub fn ram(size: u64) -> Vec<RamRange> {
+    if size <= HOLE {
+        vec![RamRange { start: 0, len: size }]
+    } else {
+        vec![RamRange { start: 0, len: HOLE }, RamRange { start: FOUR_GIB, len: size - HOLE }]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ram_never_covers_a_window() {
+        for size in [1, HOLE, HOLE + 1, 1 << 40] {
+            let ranges = ram(size);
+            assert_eq!(ranges.iter().map(|range| range.len).sum::<u64>(), size);
+            for range in ranges {
+                assert!(WINDOWS.iter().all(|w| w.end() <= range.start || range.end() <= w.start));
+            }
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! What the core and an architecture tell each other about a machine: plain data, no behaviour.
+
+use crate::exit::BusAddr;
+use crate::memory::RamRange;
+
+/// What a machine consists of, as far as tables for the guest describe it.
+#[derive(Clone, Debug)]
+pub struct Board {
+    /// vCPUs.
+    pub cpus: usize,
+    /// RAM, lowest first.
+    pub ram: Vec<RamRange>,
+    /// The exit register.
+    pub exit_register: BusAddr,
+}
+
+/// How the first vCPU starts. `M` is the architecture's mode, `R` its names of registers.
+#[derive(Clone, Debug)]
+pub struct Start<M, R> {
+    /// The mode.
+    pub mode: M,
+    /// Guest-physical address of the first instruction.
+    pub entry: u64,
+    /// Registers that the user set, in order; a later one wins.
+    pub registers: Vec<(R, u64)>,
+}
+
+/// What a [`StopRegister`] does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Does {
+    /// Switches the machine off.
+    PowerOff,
+    /// Resets it.
+    Reset,
+}
+
+/// A register of the platform that ends the machine: a write whose bits under `mask` equal `value`
+/// does it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StopRegister {
+    /// For messages and traces.
+    pub name: &'static str,
+    /// Where it lies.
+    pub at: BusAddr,
+    /// Bytes.
+    pub len: u64,
+    /// The bits that count.
+    pub mask: u64,
+    /// What they must be.
+    pub value: u64,
+    /// What happens then.
+    pub does: Does,
+    /// What every read gives.
+    pub reads: u64,
+}
+
+/// One line of what a host can do: a machine-readable key, and the value in words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// Lower case, words joined by `-`.
+    pub key: &'static str,
+    /// For people and scripts alike.
+    pub value: String,
+}
+
+impl Finding {
+    /// The finding that `key` is `value`.
+    pub fn new(key: &'static str, value: impl Into<String>) -> Self {
+        Self { key, value: value.into() }
+    }
+}

@@ -1,0 +1,144 @@
+//! `hello` and `run`: from options to a machine, and from its outcome to a status.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+
+use bivisor::config::{Config, Memory};
+use bivisor::console::Console;
+use bivisor::guests;
+use bivisor::machine::Machine;
+use bivisor::outcome::{Outcome, status};
+use bivisor::payload::{BadImage, Payload, Wish};
+use bivisor::verdict::{Verdict, report};
+
+use super::{Limits, Run};
+
+/// A file of our own for one of the standard streams.
+fn own(stream: BorrowedFd<'_>, name: &str) -> Result<File> {
+    Ok(File::from(stream.try_clone_to_owned().with_context(|| format!("open {name}"))?))
+}
+
+/// The console on standard output and input.
+fn console() -> Result<Console> {
+    ensure!(
+        !crate::start::stdout_was_closed(),
+        "standard output is closed: give the guest's output a place to go"
+    );
+    Ok(Console {
+        output: own(io::stdout().as_fd(), "standard output")?,
+        input: Some(own(io::stdin().as_fd(), "standard input")?),
+    })
+}
+
+/// `bivisor hello`.
+pub fn hello(limits: Limits) -> Result<u8> {
+    let guest = guests::find("hello").expect("it is embedded");
+    let build = || Ok(Config::new(Payload::Bytes(guest.image), console()?));
+    start(build, limits)
+}
+
+/// `bivisor run FILE`.
+pub fn image(options: Run) -> Result<u8> {
+    let path = options.file.display().to_string();
+    let build = || {
+        let payload = Payload::open(&options.file).context(path.clone())?;
+        let mut config = Config::new(payload, console()?);
+        config.wish = Wish { load: options.load, entry: options.entry };
+        config.mode = options.mode;
+        config.registers = options.reg;
+        config.cpus = options.cpus;
+        config.debug_console = options.debug_console;
+        config.exit_register = options.exit_register;
+        if let Some(size) = options.memory {
+            config.memory = Memory::Size(size);
+        }
+        if !options.ram.is_empty() {
+            config.memory = Memory::Ranges(options.ram);
+        }
+        Ok(config)
+    };
+    let named = |error: anyhow::Error| match error.downcast_ref::<BadImage>() {
+        // The image's own faults name the file; what is wrong with the machine does not.
+        Some(bad) if !format!("{error:#}").starts_with(&path) => {
+            anyhow::Error::new(BadImage(format!("{path}: {bad}")))
+        }
+        _ => error,
+    };
+    start(build, options.limits).map_err(named)
+}
+
+/// A file that the user named for our output.
+fn create(path: &Path) -> Result<File> {
+    File::create(path).with_context(|| format!("create {}", path.display()))
+}
+
+/// Where `--verdict` goes.
+fn verdict_file(limits: &Limits) -> Result<Option<File>> {
+    let Some(path) = &limits.verdict else { return Ok(None) };
+    let file = if path == Path::new("-") {
+        own(io::stdout().as_fd(), "standard output")?
+    } else {
+        create(path)?
+    };
+    Ok(Some(file))
+}
+
+/// Builds the machine that `build` configures, runs it and tells how it ended.
+fn start(build: impl FnOnce() -> Result<Config>, limits: Limits) -> Result<u8> {
+    // Opened first: a verdict that can't be written is known before the guest runs.
+    let verdict = verdict_file(&limits)?;
+    let built = build().and_then(|mut config| {
+        config.timeout = limits.timeout;
+        config.max_exits = limits.max_exits;
+        config.catch_signals = true;
+        config.trace = match &limits.trace {
+            None => None,
+            Some(path) if path == Path::new("-") => {
+                Some(own(io::stderr().as_fd(), "standard error")?)
+            }
+            Some(path) => Some(create(path)?),
+        };
+        Machine::build(config)
+    });
+    match built {
+        Ok(machine) => {
+            let outcome = machine.run();
+            if let Some(mut file) = verdict {
+                write_verdict(&mut file, &Verdict::new(&outcome))?;
+            }
+            explain(&outcome);
+            Ok(outcome.stop.status())
+        }
+        Err(error) => {
+            if let Some(mut file) = verdict {
+                write_verdict(&mut file, &Verdict::refused(&error, status_of(&error)))?;
+            }
+            Err(error)
+        }
+    }
+}
+
+fn write_verdict(file: &mut File, verdict: &Verdict) -> Result<()> {
+    file.write_all(verdict.json().as_bytes()).context("write the verdict")
+}
+
+/// Says why the guest ended where that was not its own wish, and where its CPUs were.
+fn explain(outcome: &Outcome) {
+    if let Some(reason) = outcome.stop.explanation() {
+        crate::complain(&reason);
+        // Nobody is left to tell when standard error can't be written.
+        let _ = io::stderr().write_all(report(outcome).as_bytes());
+    }
+}
+
+/// The process status of an error before the guest ran.
+pub fn status_of(error: &anyhow::Error) -> u8 {
+    match error.downcast_ref::<BadImage>() {
+        Some(_) => status::BAD_IMAGE,
+        None => status::FAILURE,
+    }
+}

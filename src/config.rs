@@ -1,0 +1,139 @@
+//! What a machine is to be: the meaning of a command line, or what a library's user writes.
+
+use std::fs::File;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use crate::arch;
+use crate::console::Console;
+use crate::devices::debug_console::Shown;
+use crate::exit::{BusAddr, Space};
+use crate::memory::RamRange;
+use crate::payload::{Payload, Wish};
+
+/// Where the debug console lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DebugConsole {
+    /// Where the guest writes.
+    pub output: BusAddr,
+    /// Where it reads, in the same space, if it may.
+    pub input: Option<u64>,
+    /// How its writes are shown.
+    pub shown: Shown,
+}
+
+/// How much RAM, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Memory {
+    /// So many bytes, where the architecture puts them.
+    Size(u64),
+    /// Exactly these ranges.
+    Ranges(Vec<RamRange>),
+}
+
+/// A machine to be built.
+pub struct Config {
+    /// The image.
+    pub payload: Payload,
+    /// Where it goes, if it leaves the choice.
+    pub wish: Wish,
+    /// The mode to start in, by name; by the image when not given.
+    pub mode: Option<String>,
+    /// Registers of the first vCPU by name, and their values.
+    pub registers: Vec<(String, u64)>,
+    /// RAM.
+    pub memory: Memory,
+    /// vCPUs.
+    pub cpus: usize,
+    /// The host's side of the console.
+    pub console: Console,
+    /// A debug console, if wanted.
+    pub debug_console: Option<DebugConsole>,
+    /// Where the exit register is, instead of its usual place.
+    pub exit_register: Option<BusAddr>,
+    /// The guest's time.
+    pub timeout: Option<Duration>,
+    /// The device accesses that the guest may make.
+    pub max_exits: Option<u64>,
+    /// Where each exit is shown, if anywhere.
+    pub trace: Option<File>,
+    /// Ends the guest on SIGINT, SIGTERM, SIGHUP and SIGQUIT, with that signal as its cause.
+    pub catch_signals: bool,
+}
+
+/// RAM of a guest whose user did not say. Our choice: enough for every kernel that is not a
+/// distribution's, and untouched RAM costs nothing.
+pub const DEFAULT_MEMORY: u64 = 128 << 20;
+
+/// The modes that a guest can start in here.
+pub fn mode_names() -> Vec<&'static str> {
+    arch::Mode::NAMED.iter().map(|(name, _)| *name).collect()
+}
+
+impl Config {
+    /// A machine for `payload`, with the defaults of `bivisor run`.
+    pub fn new(payload: Payload, console: Console) -> Self {
+        Self {
+            payload,
+            wish: Wish::default(),
+            mode: None,
+            registers: Vec::new(),
+            memory: Memory::Size(DEFAULT_MEMORY),
+            cpus: 1,
+            console,
+            debug_console: None,
+            exit_register: None,
+            timeout: None,
+            max_exits: None,
+            trace: None,
+            catch_signals: false,
+        }
+    }
+
+    /// The mode that was asked for.
+    pub(crate) fn arch_mode(&self) -> Result<Option<arch::Mode>> {
+        let Some(name) = &self.mode else { return Ok(None) };
+        let found = arch::Mode::NAMED.iter().find(|(known, _)| known == name);
+        let known = mode_names().join(", ");
+        ensure!(found.is_some(), "--mode {name}: {} guests start in {known}", arch::NAME);
+        Ok(found.map(|(_, mode)| *mode))
+    }
+
+    /// The registers that were asked for.
+    pub(crate) fn arch_registers(&self) -> Result<Vec<(arch::Register, u64)>> {
+        self.registers
+            .iter()
+            .map(|(name, value)| {
+                let Some((register, bits)) = arch::register(name) else {
+                    anyhow::bail!(
+                        "--reg {name}: {} has no such register; it has {}",
+                        arch::NAME,
+                        arch::REGISTER_NAMES
+                    );
+                };
+                ensure!(
+                    bits == 64 || value >> bits == 0,
+                    "--reg {name}={value:#x}: {name} has {bits} bits, use a smaller value"
+                );
+                Ok((register, *value))
+            })
+            .collect()
+    }
+
+    /// Past the last address of `space`.
+    pub(crate) fn space_end(space: Space) -> u64 {
+        match space {
+            Space::Memory => u64::MAX,
+            Space::Port => arch::layout::PORTS,
+        }
+    }
+
+    /// Refuses an address that this architecture does not have; `option` named it.
+    pub(crate) fn check_address(option: &str, at: BusAddr) -> Result<()> {
+        let end = Self::space_end(at.space);
+        ensure!(end > 0, "{option} {at}: {} has no ports, use mmio:ADDR", arch::NAME);
+        ensure!(at.addr < end, "{option} {at}: the last one is {:#x}, use a lower one", end - 1);
+        Ok(())
+    }
+}

@@ -1,0 +1,238 @@
+//! Runs a machine: starts its vCPU threads, then waits for whatever ends it.
+//!
+//! The main thread only ever waits in `poll`: for signals, the clock, output that no line end has
+//! pushed out, and the news that a vCPU has stopped. The first reason to stop wins; then every vCPU
+//! is kicked until its thread is gone.
+
+use std::ops::ControlFlow;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::arch::Vcpu;
+use crate::console::{Output, PATIENCE};
+use crate::exit::Stop;
+use crate::journal::{Counts, Journal};
+use crate::kick::Kick;
+use crate::machine::Machine;
+use crate::outcome::{CpuReport, Outcome};
+use crate::run::{Run, Shared, run_until_stop};
+use crate::sys;
+
+/// Signals that end a guest.
+const ENDING_SIGNALS: [libc::c_int; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
+
+/// How long a kicked vCPU has before it is kicked again: a kick that came just before it went to
+/// sleep in a write to the host was lost.
+const KICK_AGAIN: Duration = Duration::from_millis(5);
+
+/// Bytes at the pc that a verdict shows: the longest instruction that there is, and one more.
+const CODE_LEN: usize = 16;
+
+/// Who ended the machine and why; the first one counts.
+struct Ending<'a> {
+    first: Mutex<Option<(Stop, Option<usize>)>>,
+    stopping: &'a AtomicBool,
+    stopped: &'a EventFd,
+}
+
+impl Ending<'_> {
+    fn end(&self, stop: Stop, vcpu: Option<usize>) {
+        let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
+        if first.is_none() {
+            *first = Some((stop, vcpu));
+            self.stopping.store(true, Ordering::Release);
+            // A full counter (EAGAIN) is readable too.
+            let _ = self.stopped.write(1);
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+}
+
+impl Machine {
+    /// Runs the machine to its end.
+    pub fn run(mut self) -> Outcome {
+        let began = Instant::now();
+        let signals = self.catch_signals.then(|| sys::signal_fd(&ENDING_SIGNALS)).transpose();
+        let ending =
+            Ending { first: Mutex::new(None), stopping: &self.stopping, stopped: &self.stopped };
+        let signals = signals.context("watch for signals").unwrap_or_else(|error| {
+            ending.end(Stop::Failed(error), None);
+            None
+        });
+        let shared = Shared {
+            bus: &self.bus,
+            stopping: &self.stopping,
+            trace: self.trace.as_ref(),
+            exit_limit: self.exit_limit.take(),
+        };
+        let mut journals = vec![Journal::new(self.bus.len()); self.vcpus.len()];
+        let kicks: Vec<Kick> = self.vcpus.iter_mut().map(Vcpu::kick).collect();
+        let running = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            for (index, ((vcpu, journal), kick)) in
+                self.vcpus.iter_mut().zip(&mut journals).zip(&kicks).enumerate()
+            {
+                running.fetch_add(1, Ordering::AcqRel);
+                let (ending, shared, running, wake) = (&ending, &shared, &running, &self.wake);
+                let body = move || {
+                    kick.enter();
+                    if let Some(stop) = run_until_stop(vcpu, index, shared, journal) {
+                        ending.end(stop, Some(index));
+                    }
+                    // Only then, so that the event loop never sees all threads gone for no reason.
+                    running.fetch_sub(1, Ordering::AcqRel);
+                    // A full counter (EAGAIN) is readable too.
+                    let _ = wake.write(1);
+                };
+                let builder = thread::Builder::new().name(format!("vcpu {index}"));
+                if let Err(error) = builder.spawn_scoped(scope, body) {
+                    running.fetch_sub(1, Ordering::AcqRel);
+                    let error = anyhow::Error::new(error);
+                    ending.end(Stop::Failed(error.context(format!("start vCPU {index}"))), None);
+                    break;
+                }
+            }
+            let deadline = self.timeout.map(|timeout| (began + timeout, timeout));
+            let wait = Wait {
+                ending: &ending,
+                kicks: &kicks,
+                running: &running,
+                output: &self.output,
+                wake: &self.wake,
+            };
+            wait.run(signals.as_ref(), deadline);
+        });
+        self.input.stop();
+        let run_time = began.elapsed();
+
+        let mut exits = Counts::new(self.bus.len());
+        journals.iter().for_each(|journal| exits.add(&journal.counts));
+        let first = ending.first.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let (mut stop, vcpu) =
+            first.expect("the threads end only when something ended the machine");
+        let written = self.trace.as_ref().map_or(Ok(()), |trace| trace.summary(&exits, &self.bus));
+        if let Err(error) = written.context("write the trace")
+            && !matches!(stop, Stop::Failed(_))
+        {
+            stop = Stop::Failed(error);
+        }
+        let cpus = match stop.shows_cpus() {
+            true => self.cpu_reports(&stop, vcpu, &journals),
+            false => Vec::new(),
+        };
+        Outcome { stop, vcpu, exits, build_time: self.build_time, run_time, cpus }
+    }
+
+    /// What every vCPU looks like; one whose state KVM does not tell is left out.
+    fn cpu_reports(
+        &self,
+        stop: &Stop,
+        ender: Option<usize>,
+        journals: &[Journal],
+    ) -> Vec<CpuReport> {
+        let told = |index| match stop {
+            Stop::Crash(crash) if ender == Some(index) && !crash.code.is_empty() => {
+                Some(crash.code.clone())
+            }
+            _ => None,
+        };
+        let reports =
+            self.vcpus.iter().zip(journals).enumerate().filter_map(|(index, (vcpu, journal))| {
+                let state = vcpu.state().ok()?;
+                let code = told(index).unwrap_or_else(|| {
+                    state.pc_guest_addr.map_or(Vec::new(), |pc| self.ram.peek(pc, CODE_LEN))
+                });
+                Some(CpuReport { state, code, last: journal.last().collect() })
+            });
+        reports.collect()
+    }
+}
+
+/// What the event loop looks after.
+struct Wait<'a> {
+    ending: &'a Ending<'a>,
+    kicks: &'a [Kick],
+    /// vCPU threads that are not gone yet.
+    running: &'a AtomicUsize,
+    output: &'a Output,
+    wake: &'a EventFd,
+}
+
+impl Wait<'_> {
+    /// Waits until every vCPU's thread is gone and the output is written. A signal or the deadline
+    /// also ends the waiting for a reader that does not read.
+    fn run(&self, signals: Option<&OwnedFd>, deadline: Option<(Instant, Duration)>) {
+        // When output that nothing has pushed out is to be written.
+        let mut flush_at: Option<Instant> = None;
+        let mut impatient = false;
+        loop {
+            let now = Instant::now();
+            let alive = self.running.load(Ordering::Acquire) > 0;
+            let over = self.ending.is_over();
+            if over && alive {
+                self.kicks.iter().for_each(Kick::kick);
+            }
+            let waiting = self.output.waiting();
+            flush_at = waiting.and(flush_at.or(Some(now + PATIENCE)));
+            let flush = waiting.filter(|_| !alive || flush_at.is_some_and(|at| at <= now));
+            if !alive && waiting.is_none() {
+                return;
+            }
+
+            // poll(2) passes over negative descriptors.
+            let entry = |fd: Option<RawFd>, events| libc::pollfd {
+                fd: fd.unwrap_or(-1),
+                events,
+                revents: 0,
+            };
+            let mut fds = [
+                entry(Some(self.wake.as_raw_fd()), libc::POLLIN),
+                entry(signals.map(OwnedFd::as_raw_fd), libc::POLLIN),
+                entry(flush.map(|fd| fd.as_raw_fd()), libc::POLLOUT),
+            ];
+            let until = [
+                deadline.filter(|_| !over || !alive).map(|(at, _)| at),
+                flush_at.filter(|_| flush.is_none()),
+                (over && alive).then_some(now + KICK_AGAIN),
+                (impatient && !alive).then_some(now),
+            ];
+            let timeout =
+                until.into_iter().flatten().min().map(|at| at.saturating_duration_since(now));
+            if let Err(error) = sys::poll(&mut fds, timeout) {
+                let error = anyhow::Error::new(error).context("wait for events");
+                self.ending.end(Stop::Failed(error), None);
+                thread::sleep(KICK_AGAIN);
+            }
+
+            let [woken, signalled, writable] = fds.map(|fd| fd.revents != 0);
+            if woken {
+                let _ = self.wake.read();
+            }
+            if let Some(number) = signals.filter(|_| signalled).and_then(sys::next_signal) {
+                impatient = true;
+                self.ending.end(Stop::Signal(number), None);
+            }
+            if let Some((_, limit)) = deadline.filter(|(at, _)| *at <= Instant::now()) {
+                impatient = true;
+                self.ending.end(Stop::TimeOut(limit), None);
+            }
+            if writable {
+                if let ControlFlow::Break(stop) = self.output.flush_ready() {
+                    self.ending.end(stop, None);
+                }
+                flush_at = None;
+            } else if impatient && !alive {
+                return;
+            }
+        }
+    }
+}

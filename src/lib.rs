@@ -1,0 +1,58 @@
+//! bivisor: a virtual machine monitor on Linux KVM, the same program on x86-64 and aarch64.
+//!
+//! The map, in the order in which data flows:
+//!
+//! - [`config`]: what a machine is to be
+//! - [`payload`]: the image, recognised by content and placed in RAM; [`payload::elf`]
+//! - [`memory`]: guest RAM and KVM's slots; [`places`]: what lies where in it while it is built
+//! - [`board`]: what the core and an architecture tell each other; [`layout_check`]: address maps
+//! - `arch`: everything that differs between architectures, behind one pinned contract
+//! - [`machine`]: builds a machine in the one right order
+//! - [`event_loop`]: its threads, and what ends it; [`kick`]: makes a vCPU leave the guest
+//! - [`run`]: the run loop of one vCPU; [`exit`]: the vocabulary that it speaks
+//! - [`bus`]: addresses to devices; [`devices`]; [`console`]: the host's side of the guest's console
+//! - [`journal`]: counts and the last exits; [`trace`]: each exit in words
+//! - [`outcome`]: how it ended, and the process status; [`verdict`]: the same as JSON
+//! - [`host`]: what this host can do
+//! - [`guests`]: the embedded guests
+//! - [`sys`]: system calls that nobody wraps
+//!
+//! ```no_run
+//! # fn main() -> anyhow::Result<()> {
+//! use bivisor::{config::Config, console::Console, guests, machine::Machine, payload::Payload};
+//!
+//! let image = Payload::Bytes(guests::find("hello").expect("it is embedded").image);
+//! let console = Console { output: std::fs::File::create("hello.txt")?, input: None };
+//! let outcome = Machine::build(Config::new(image, console))?.run();
+//! assert_eq!(outcome.stop.status(), 0);
+//! # Ok(())
+//! # }
+//! ```
+
+pub mod board;
+pub mod bus;
+pub mod config;
+pub mod console;
+pub mod devices;
+pub mod event_loop;
+pub mod exit;
+pub mod host;
+pub mod journal;
+pub mod kick;
+pub mod layout_check;
+pub mod machine;
+pub mod memory;
+pub mod outcome;
+pub mod payload;
+pub mod places;
+pub mod run;
+pub mod sys;
+pub mod trace;
+pub mod verdict;
+
+#[path = "../guests/mod.rs"]
+pub mod guests;
+
+/// Everything that differs between guest architectures lives beside `src/`, in `arch/`.
+#[path = "../arch/mod.rs"]
+mod arch;

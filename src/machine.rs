@@ -1,0 +1,272 @@
+//! A machine: built from a [`Config`] in one order, run once, with an [`Outcome`].
+//!
+//! The order matters: memory slots before anything else (one that is added later waits for a grace
+//! period), interrupt chips before vCPUs, and what an architecture must do last after the last
+//! vCPU. Fields are dropped in their order: vCPUs, then the VM, then the RAM that it maps.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use kvm_ioctls::{Cap, Kvm, VmFd};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::arch::{self, layout};
+use crate::board::{Board, Start};
+use crate::bus::{Bus, Device};
+use crate::config::{Config, Memory};
+use crate::console::{Input, Output};
+use crate::devices::debug_console::DebugConsole;
+use crate::devices::exit_register::ExitRegister;
+use crate::devices::panic_report::{self, PanicReport};
+use crate::devices::serial::{self, Serial};
+use crate::exit::{BusAddr, Space};
+use crate::memory::{GuestRam, check_ranges};
+use crate::places::Places;
+use crate::trace::Trace;
+use crate::{kick, payload, sys};
+
+/// Why /dev/kvm can't be used, in one line with the mend.
+pub fn open_kvm() -> Result<Kvm> {
+    const PATH: &str = "/dev/kvm";
+    let kvm = Kvm::new().map_err(|error| match error.errno() {
+        libc::ENOENT => anyhow::anyhow!(
+            "open {PATH}: no such file (is KVM switched on in the firmware, and its module loaded?)"
+        ),
+        libc::EACCES | libc::EPERM => {
+            anyhow::anyhow!("open {PATH}: permission denied (is your user in group kvm?)")
+        }
+        _ => anyhow::anyhow!("open {PATH}: {error}"),
+    })?;
+    // KVM API, KVM_GET_API_VERSION: 12 since 2007, and whatever else is not KVM.
+    match kvm.get_api_version() {
+        12 => Ok(kvm),
+        -1 => bail!("{PATH} is not the KVM device (put it back: mknod {PATH} c 10 232)"),
+        version => {
+            bail!("{PATH} speaks KVM API version {version}, 12 is needed: update the kernel")
+        }
+    }
+}
+
+/// A machine, ready to run.
+pub struct Machine {
+    pub(crate) vcpus: Vec<arch::Vcpu>,
+    _chips: arch::Chips,
+    _vm: VmFd,
+    pub(crate) ram: GuestRam,
+    pub(crate) bus: Bus,
+    pub(crate) output: Arc<Output>,
+    pub(crate) input: Arc<Input>,
+    /// Wakes the event loop.
+    pub(crate) wake: Arc<EventFd>,
+    /// Readable once the machine stops; never read.
+    pub(crate) stopped: Arc<EventFd>,
+    /// Set once something has ended the machine.
+    pub(crate) stopping: Arc<AtomicBool>,
+    pub(crate) trace: Option<Trace>,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) exit_limit: Option<(AtomicU64, u64)>,
+    pub(crate) catch_signals: bool,
+    pub(crate) build_time: Duration,
+}
+
+impl Machine {
+    /// Builds the machine that `config` describes.
+    pub fn build(config: Config) -> Result<Self> {
+        let began = Instant::now();
+        // What can be refused without KVM comes first.
+        let mode = config.arch_mode()?;
+        let registers = config.arch_registers()?;
+        let kvm = open_kvm()?;
+        check_capabilities(&kvm, config.cpus)?;
+        let ranges = match &config.memory {
+            Memory::Size(size) => {
+                check_size(*size)?;
+                layout::ram(*size)
+            }
+            Memory::Ranges(ranges) => ranges.clone(),
+        };
+        let limit = arch::address_limit(&kvm);
+        let ranges = check_ranges(ranges, sys::page_size(), limit, layout::WINDOWS)?;
+        check_host(ranges.iter().fold(0, |sum: u64, range| sum.saturating_add(range.len)))?;
+        let vm = arch::create_vm(&kvm, ranges.last().map_or(0, |range| range.end()))?;
+        let ram = GuestRam::new(ranges)?;
+        ram.add_slots(&vm)?;
+        let chips = arch::before_vcpus(&kvm, &vm, config.cpus)?;
+
+        let event = |flags| EventFd::new(flags).context("create an eventfd");
+        let wake = Arc::new(event(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
+        let stopped = Arc::new(event(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
+        let stopping = Arc::new(AtomicBool::new(false));
+        let output = Arc::new(Output::new(config.console.output, wake.clone(), stopping.clone()));
+        let input = Input::new(config.console.input, stopped.clone());
+        let exit_register = config.exit_register.unwrap_or(layout::EXIT_REGISTER);
+        let devices = Devices { bus: Bus::default(), ram: &ram };
+        let bus = devices.insert_all(exit_register, config.debug_console, &output, &input)?;
+
+        let mut places = Places::new(ram.ranges());
+        let loaded =
+            payload::load(&config.payload, &ram, &mut places, config.wish, mode, &arch::RULES)?;
+        let board = Board { cpus: config.cpus, ram: ram.ranges().to_vec(), exit_register };
+        let start = Start { mode: loaded.mode, entry: loaded.entry, registers };
+        let entry = arch::prepare(&ram, &mut places, &board, &start, &chips)?;
+        let vcpus: Vec<_> = (0..config.cpus)
+            .map(|index| {
+                arch::Vcpu::new(&vm, &chips, index, &entry)
+                    .with_context(|| format!("create vCPU {index}"))
+            })
+            .collect::<Result<_>>()?;
+        arch::after_vcpus(&chips)?;
+        kick::install_handler()?;
+        Ok(Self {
+            vcpus,
+            _chips: chips,
+            _vm: vm,
+            ram,
+            bus,
+            output,
+            input,
+            wake,
+            stopped,
+            stopping,
+            trace: config.trace.map(Trace),
+            timeout: config.timeout,
+            exit_limit: config.max_exits.map(|limit| (AtomicU64::new(limit), limit)),
+            catch_signals: config.catch_signals,
+            build_time: began.elapsed(),
+        })
+    }
+}
+
+/// What every machine needs of KVM, by the name of the capability.
+fn check_capabilities(kvm: &Kvm, cpus: usize) -> Result<()> {
+    // The youngest of what is needed (Linux 4.13): where it is, the rest is too.
+    ensure!(
+        kvm.check_extension(Cap::ImmediateExit),
+        "this host's KVM lacks KVM_CAP_IMMEDIATE_EXIT: update the kernel"
+    );
+    ensure!(cpus > 0, "--cpus 0: a machine needs at least one");
+    if cpus > 1 {
+        let max = kvm.get_max_vcpus();
+        ensure!(cpus <= max, "--cpus {cpus}: this host's KVM runs at most {max} in a machine");
+    }
+    Ok(())
+}
+
+/// Refuses a size of RAM that no machine can have.
+fn check_size(size: u64) -> Result<()> {
+    let page = sys::page_size();
+    ensure!(size > 0, "--memory 0: give the guest some, for example 128M");
+    ensure!(
+        size.is_multiple_of(page),
+        "--memory {size}: not a multiple of {page} bytes, the size of a page \
+         (did you forget a unit, as in 128M?)"
+    );
+    Ok(())
+}
+
+/// Refuses RAM that this host could never back. Less than that is the kernel's to grant.
+fn check_host(total: u64) -> Result<()> {
+    let host = sys::host_memory();
+    ensure!(
+        total <= host,
+        "{} MiB of RAM are more than this host has ({} MiB): ask for less",
+        total >> 20,
+        host >> 20
+    );
+    Ok(())
+}
+
+/// Bytes of the widest access that a guest can make to a device.
+const WIDEST_ACCESS: u64 = 8;
+
+/// The bus while devices are put on it.
+struct Devices<'a> {
+    bus: Bus,
+    ram: &'a GuestRam,
+}
+
+impl Devices<'_> {
+    /// Puts one device on the bus, unless RAM lies there: the guest would never reach it.
+    fn insert(
+        &mut self,
+        at: BusAddr,
+        len: u64,
+        name: &'static str,
+        device: Box<dyn Device>,
+    ) -> Result<()> {
+        let clash = (at.space == Space::Memory)
+            .then(|| {
+                self.ram.ranges().iter().find(|r| r.start < at.addr + len && at.addr < r.end())
+            })
+            .flatten();
+        if let Some(range) = clash {
+            bail!(
+                "{name} at {at} lies in RAM ({:#x}..{:#x}): move one of them",
+                range.start,
+                range.end()
+            );
+        }
+        self.bus.insert(at, len, name, device)
+    }
+
+    /// Puts a device where `option` asked for it: as wide as the widest access, but no wider than
+    /// the room before the next device.
+    fn insert_asked(
+        &mut self,
+        option: &str,
+        at: BusAddr,
+        name: &'static str,
+        device: Box<dyn Device>,
+    ) -> Result<()> {
+        Config::check_address(option, at)?;
+        let len = self.bus.room(at).min(WIDEST_ACCESS).min(Config::space_end(at.space) - at.addr);
+        self.insert(at, len, name, device)
+    }
+
+    /// The devices that every machine has, and a debug console if wanted.
+    fn insert_all(
+        mut self,
+        exit_register: BusAddr,
+        debug: Option<crate::config::DebugConsole>,
+        output: &Arc<Output>,
+        input: &Arc<Input>,
+    ) -> Result<Bus> {
+        let serial = Serial::new(output.clone(), input.clone());
+        self.insert(layout::CONSOLE, serial::LEN, "console", Box::new(serial))?;
+        self.insert(layout::PANIC_REPORT, panic_report::LEN, "pvpanic", Box::new(PanicReport))?;
+        for register in layout::STOP_REGISTERS {
+            self.insert(register.at, register.len, register.name, Box::new(*register))?;
+        }
+        self.insert_asked(
+            "--exit-register",
+            exit_register,
+            "exit register",
+            Box::new(ExitRegister),
+        )?;
+        if let Some(debug) = debug {
+            self.insert_debug_console(debug, output, input)?;
+        }
+        Ok(self.bus)
+    }
+
+    fn insert_debug_console(
+        &mut self,
+        debug: crate::config::DebugConsole,
+        output: &Arc<Output>,
+        input: &Arc<Input>,
+    ) -> Result<()> {
+        let at = debug.output;
+        let source = debug.input.map(|addr| BusAddr { addr, ..at });
+        // What is not in the same place is a device of its own, put there first.
+        if let Some(source) = source.filter(|source| *source != at) {
+            let device = DebugConsole::new(None, Some(input.clone()), debug.shown);
+            self.insert_asked("--debug-console", source, "debug console input", Box::new(device))?;
+        }
+        let input_here = source.filter(|source| *source == at).map(|_| input.clone());
+        let device = DebugConsole::new(Some(output.clone()), input_here, debug.shown);
+        self.insert_asked("--debug-console", at, "debug console", Box::new(device))?;
+        Ok(())
+    }
+}

@@ -1,0 +1,48 @@
+//! The program: reads the command line, and is the only place that prints an error or picks a
+//! process status.
+//!
+//! It has C's `main` and not Rust's: what std does before that (alternate stacks, the main
+//! thread's bounds from /proc) is some twenty system calls of every start, for a message about
+//! stack overflows. What is needed of it is done here.
+
+#![cfg_attr(not(test), no_main)]
+
+mod cli;
+mod start;
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+
+use bivisor::outcome::status;
+use cli::Parsed;
+
+/// Prints one line on standard error. What a file name or a guest smuggled into it can't break the
+/// line or reach the terminal.
+fn complain(message: &str) {
+    let mut line = String::from("bivisor: ");
+    for c in message.chars() {
+        match c {
+            c if c.is_control() => line.extend(c.escape_default()),
+            c => line.push(c),
+        }
+    }
+    line.push('\n');
+    // Nobody is left to tell when standard error can't be written.
+    let _ = io::stderr().write_all(line.as_bytes());
+}
+
+/// Carries out the command line `args`; gives the process status.
+fn main(args: Vec<OsString>) -> u8 {
+    let result = match cli::parse(args) {
+        Parsed::Command(args) => args.execute(),
+        Parsed::Text(text) => cli::print(text),
+        Parsed::Wrong(message) => {
+            complain(&message);
+            return status::FAILURE;
+        }
+    };
+    result.unwrap_or_else(|error| {
+        complain(&format!("{error:#}"));
+        cli::status_of(&error)
+    })
+}

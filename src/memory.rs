@@ -1,0 +1,175 @@
+//! Guest RAM: its ranges, the host memory behind them, and KVM's slots.
+//!
+//! RAM is mapped but never touched here, so a guest costs the host only what it uses. What lies
+//! where inside RAM is [`crate::places`]' to say.
+
+use anyhow::{Context, Result, bail, ensure};
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::VmFd;
+use vm_memory::{
+    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, ReadVolatile,
+};
+
+use crate::layout_check::Region;
+
+/// A range of guest RAM: first address and bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RamRange {
+    /// First guest-physical address.
+    pub start: u64,
+    /// Bytes.
+    pub len: u64,
+}
+
+impl RamRange {
+    /// Past the last byte.
+    pub fn end(&self) -> u64 {
+        self.start + self.len
+    }
+}
+
+/// Sorts `ranges` and refuses what can't be guest RAM: empty, unaligned to `page` bytes, past
+/// `limit` (exclusive), overlapping each other or one of the machine's own windows.
+pub fn check_ranges(
+    mut ranges: Vec<RamRange>,
+    page: u64,
+    limit: u64,
+    windows: &[Region],
+) -> Result<Vec<RamRange>> {
+    ranges.sort_by_key(|range| range.start);
+    let mut end = 0;
+    for range in &ranges {
+        let RamRange { start, len } = *range;
+        ensure!(len > 0, "RAM at {start:#x} is empty: give it at least {page} bytes");
+        ensure!(
+            start.is_multiple_of(page) && len.is_multiple_of(page),
+            "RAM at {start:#x} of {len:#x} bytes is not aligned: both must be multiples of {page:#x}"
+        );
+        ensure!(
+            start.checked_add(len).is_some_and(|end| end <= limit),
+            "RAM at {start:#x} of {len:#x} bytes ends past {limit:#x}, \
+             the end of the guest's address space here"
+        );
+        ensure!(
+            start >= end,
+            "RAM at {start:#x} overlaps the RAM before it, which ends at {end:#x}"
+        );
+        end = range.end();
+        if let Some(w) = windows.iter().find(|w| w.start < end && start < w.end()) {
+            bail!(
+                "RAM {start:#x}..{end:#x} covers the {} at {:#x}..{:#x}: leave that range out",
+                w.name,
+                w.start,
+                w.end()
+            );
+        }
+    }
+    Ok(ranges)
+}
+
+/// All RAM of one guest.
+pub struct GuestRam {
+    memory: GuestMemoryMmap,
+    ranges: Vec<RamRange>,
+}
+
+impl GuestRam {
+    /// Maps host memory for `ranges`, which [`check_ranges`] has passed.
+    pub fn new(ranges: Vec<RamRange>) -> Result<Self> {
+        let pairs: Vec<_> =
+            ranges.iter().map(|r| (GuestAddress(r.start), r.len as usize)).collect();
+        let memory = GuestMemoryMmap::from_ranges(&pairs).with_context(|| {
+            let total: u64 = ranges.iter().map(|r| r.len).sum();
+            format!("reserve {} MiB for the guest's RAM", total >> 20)
+        })?;
+        Ok(Self { memory, ranges })
+    }
+
+    /// Gives KVM every range, one slot each. Slots come before interrupt chips and vCPUs: one that
+    /// is added later waits for a grace period of milliseconds.
+    pub fn add_slots(&self, vm: &VmFd) -> Result<()> {
+        for (slot, region) in self.memory.iter().enumerate() {
+            let start = region.start_addr();
+            let userspace_addr =
+                self.memory.get_host_address(start).expect("a region holds its own start") as u64;
+            let slot = kvm_userspace_memory_region {
+                slot: slot as u32,
+                guest_phys_addr: start.0,
+                memory_size: region.len(),
+                userspace_addr,
+                flags: 0,
+            };
+            // SAFETY: the slot is exactly one mapping of `self.memory`, which the machine drops
+            // only after its last vCPU and its VM.
+            unsafe { vm.set_user_memory_region(slot) }.with_context(|| {
+                format!("give KVM the RAM at {:#x} of {:#x} bytes", start.0, region.len())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The ranges, lowest first.
+    pub fn ranges(&self) -> &[RamRange] {
+        &self.ranges
+    }
+
+    /// Writes `bytes` at `guest_addr`.
+    pub fn write(&self, bytes: &[u8], guest_addr: u64) -> Result<()> {
+        self.memory
+            .write_slice(bytes, GuestAddress(guest_addr))
+            .with_context(|| format!("write {} bytes at {guest_addr:#x}", bytes.len()))
+    }
+
+    /// Reads `len` bytes from `source` straight into RAM at `guest_addr`.
+    pub fn fill(&self, source: &mut impl ReadVolatile, guest_addr: u64, len: u64) -> Result<()> {
+        self.memory.read_exact_volatile_from(GuestAddress(guest_addr), source, len as usize)?;
+        Ok(())
+    }
+
+    /// Up to `len` bytes from `guest_addr`: fewer where RAM ends, none where there is no RAM.
+    pub fn peek(&self, guest_addr: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        let read = self.memory.read(&mut bytes, GuestAddress(guest_addr)).unwrap_or(0);
+        bytes.truncate(read);
+        bytes
+    }
+
+    /// The vm-memory view, for crates that speak it.
+    pub fn backend(&self) -> &GuestMemoryMmap {
+        &self.memory
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(ranges: &[(u64, u64)]) -> Result<Vec<RamRange>> {
+        let ranges = ranges.iter().map(|&(start, len)| RamRange { start, len }).collect();
+        let window = Region { name: "window", start: 0x8000, len: 0x1000 };
+        check_ranges(ranges, 0x1000, 1 << 40, &[window])
+    }
+
+    #[test]
+    fn good_ranges_come_back_sorted() {
+        let sorted = check(&[(0x9000, 0x1000), (0, 0x8000), (0xa000, 0x1000)]).unwrap();
+        assert_eq!(sorted.iter().map(|r| r.start).collect::<Vec<_>>(), [0, 0x9000, 0xa000]);
+        assert!(check(&[((1 << 40) - 0x1000, 0x1000)]).is_ok());
+    }
+
+    #[test]
+    fn each_bad_range_is_refused_with_its_numbers() {
+        for (ranges, message) in [
+            (&[(0u64, 0u64)][..], "RAM at 0x0 is empty"),
+            (&[(0x10, 0x1000)], "RAM at 0x10 of 0x1000 bytes is not aligned"),
+            (&[(0, 0x1001)], "RAM at 0x0 of 0x1001 bytes is not aligned"),
+            (&[(0, 0x2000), (0x1000, 0x1000)], "RAM at 0x1000 overlaps"),
+            (&[(0, 0x9000)], "RAM 0x0..0x9000 covers the window at 0x8000..0x9000"),
+            (&[(1 << 40, 0x1000)], "ends past 0x10000000000"),
+            (&[(u64::MAX - 0xfff, 0x1000)], "ends past"),
+        ] {
+            let error = check(ranges).unwrap_err().to_string();
+            assert!(error.contains(message), "{error}");
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! How a run ended: what it is called, which process status it gives, and what a verdict needs.
+
+use std::time::Duration;
+
+use crate::exit::{CpuState, Stop};
+use crate::journal::{Access, Counts};
+
+/// Process statuses that are no status of the guest's own.
+pub mod status {
+    /// The largest status that a guest can give itself; larger values become it.
+    pub const GUEST_MAX: u8 = 119;
+    /// The guest asked for a reset, and rebooting was not requested.
+    pub const RESET: u8 = 120;
+    /// The guest reported a panic.
+    pub const PANIC: u8 = 122;
+    /// The guest crashed.
+    pub const CRASH: u8 = 123;
+    /// The guest's time, or its number of exits, was over.
+    pub const LIMIT: u8 = 124;
+    /// bivisor or the host failed, usage included.
+    pub const FAILURE: u8 = 125;
+    /// The image can't be run here.
+    pub const BAD_IMAGE: u8 = 126;
+    /// Ended by signal n: this plus n.
+    pub const SIGNAL: u8 = 128;
+}
+
+impl Stop {
+    /// The cause in one word, as verdicts name it.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::PowerOff => "power-off",
+            Self::Halt => "halt",
+            Self::Exit(_) => "exit",
+            Self::Reset => "reset",
+            Self::Panic => "panic",
+            Self::Crash(_) => "crash",
+            Self::TimeOut(_) => "time-out",
+            Self::ExitLimit(_) => "exit-limit",
+            Self::Signal(_) => "signal",
+            Self::Failed(_) => "failure",
+        }
+    }
+
+    /// The process status that it gives.
+    pub fn status(&self) -> u8 {
+        match self {
+            Self::PowerOff | Self::Halt => 0,
+            Self::Exit(code) => (*code).min(status::GUEST_MAX.into()) as u8,
+            Self::Reset => status::RESET,
+            Self::Panic => status::PANIC,
+            Self::Crash(_) => status::CRASH,
+            Self::TimeOut(_) | Self::ExitLimit(_) => status::LIMIT,
+            Self::Failed(_) => status::FAILURE,
+            // Signal numbers end at 64.
+            Self::Signal(number) => status::SIGNAL + (*number as u8 & 0x7f),
+        }
+    }
+
+    /// True if people will ask where the guest was.
+    pub fn shows_cpus(&self) -> bool {
+        matches!(self, Self::Crash(_) | Self::TimeOut(_) | Self::ExitLimit(_) | Self::Panic)
+    }
+
+    /// One line for people where the end was not the guest's own wish.
+    pub fn explanation(&self) -> Option<String> {
+        match self {
+            Self::PowerOff | Self::Halt | Self::Exit(_) | Self::Signal(_) => None,
+            Self::Reset => Some("the guest asked for a reset".into()),
+            Self::Panic => Some("the guest reported a panic".into()),
+            Self::Crash(crash) => Some(format!("the guest crashed: {}", crash.reason)),
+            Self::TimeOut(limit) => {
+                Some(format!("the guest did not end within {limit:?} (--timeout)"))
+            }
+            Self::ExitLimit(limit) => {
+                Some(format!("the guest did not end within {limit} exits (--max-exits)"))
+            }
+            Self::Failed(error) => Some(format!("{error:#}")),
+        }
+    }
+}
+
+/// What one vCPU looked like in the end.
+#[derive(Clone, Debug)]
+pub struct CpuReport {
+    /// Its state.
+    pub state: CpuState,
+    /// Bytes at its pc, as far as they can be read.
+    pub code: Vec<u8>,
+    /// Its last device accesses, oldest first.
+    pub last: Vec<Access>,
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Why.
+    pub stop: Stop,
+    /// The vCPU that ended it, if one did.
+    pub vcpu: Option<usize>,
+    /// Exits of all vCPUs.
+    pub exits: Counts,
+    /// From the start of building the machine to its first instruction.
+    pub build_time: Duration,
+    /// From there to the end.
+    pub run_time: Duration,
+    /// Every vCPU, where [`Stop::shows_cpus`].
+    pub cpus: Vec<CpuReport>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::Crash;
+
+    #[test]
+    fn every_cause_has_its_status() {
+        for (stop, status) in [
+            (Stop::PowerOff, 0),
+            (Stop::Halt, 0),
+            (Stop::Exit(0), 0),
+            (Stop::Exit(119), 119),
+            (Stop::Exit(120), 119),
+            (Stop::Exit(u64::MAX), 119),
+            (Stop::Reset, 120),
+            (Stop::Panic, 122),
+            (Stop::Crash(Crash::new("x")), 123),
+            (Stop::TimeOut(Duration::ZERO), 124),
+            (Stop::ExitLimit(1), 124),
+            (Stop::Failed(anyhow::anyhow!("x")), 125),
+            (Stop::Signal(2), 130),
+            (Stop::Signal(15), 143),
+            (Stop::Signal(64), 192),
+        ] {
+            assert_eq!(stop.status(), status, "{stop:?}");
+        }
+    }
+}

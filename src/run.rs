@@ -1,0 +1,277 @@
+//! The run loop of one vCPU: enter the guest, act on its exit, repeat until something ends it.
+//!
+//! Knows no architecture and no KVM: a vCPU is anything that implements [`Run`], the scripted one
+//! of the tests included.
+
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use anyhow::{Context, Result};
+
+use crate::bus::Bus;
+use crate::exit::{BusAddr, CpuState, Exit, Stop};
+use crate::journal::{Access, Journal, Kind};
+use crate::trace::Trace;
+
+/// What the run loop needs of a vCPU; each architecture's vCPU is one, a script in a test another.
+pub trait Run {
+    /// Enters the guest until it wants something. An error is the host's; whatever a guest does
+    /// is an [`Exit`].
+    fn run(&mut self) -> Result<Exit<'_>>;
+
+    /// What the vCPU looks like now; for verdicts.
+    fn state(&self) -> Result<CpuState>;
+}
+
+/// What all vCPUs of a machine share.
+pub struct Shared<'a> {
+    /// The devices.
+    pub bus: &'a Bus,
+    /// Set once something has ended the machine.
+    pub stopping: &'a AtomicBool,
+    /// Where exits are shown, if anywhere.
+    pub trace: Option<&'a Trace>,
+    /// Device accesses that the guest may still make, and how many it had.
+    pub exit_limit: Option<(AtomicU64, u64)>,
+}
+
+impl Shared<'_> {
+    /// Notes and shows one access that has been carried out.
+    fn done(
+        &self,
+        vcpu: usize,
+        access: Access,
+        index: Option<usize>,
+        journal: &mut Journal,
+    ) -> ControlFlow<Stop> {
+        journal.note(access, index);
+        if let Some(trace) = self.trace {
+            let name = index.map(|index| self.bus.name(index));
+            if let Err(error) = trace.access(vcpu, &access, name).context("write the trace") {
+                return ControlFlow::Break(Stop::Failed(error));
+            }
+        }
+        if let Some((left, limit)) = &self.exit_limit {
+            // The last one that is allowed is carried out and then ends the guest.
+            if left.fetch_sub(1, Ordering::Relaxed) <= 1 {
+                return ControlFlow::Break(Stop::ExitLimit(*limit));
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn write(
+        &self,
+        vcpu: usize,
+        at: BusAddr,
+        width: usize,
+        data: &[u8],
+        journal: &mut Journal,
+    ) -> ControlFlow<Stop> {
+        let place = self.bus.find(at, width);
+        let mut stop = ControlFlow::Continue(());
+        if let Some(place) = place {
+            for item in data.chunks_exact(width) {
+                stop = self.bus.write(place, item);
+                if stop.is_break() {
+                    break;
+                }
+            }
+        }
+        let access = Access::new(Kind::of(at.space, true), at, width, data);
+        // The device's own reason to stop comes before a limit's.
+        let limit = self.done(vcpu, access, place.map(|place| place.index), journal);
+        stop?;
+        limit
+    }
+
+    fn read(
+        &self,
+        vcpu: usize,
+        at: BusAddr,
+        width: usize,
+        data: &mut [u8],
+        journal: &mut Journal,
+    ) -> ControlFlow<Stop> {
+        let place = self.bus.find(at, width);
+        match place {
+            Some(place) => data.chunks_exact_mut(width).for_each(|item| self.bus.read(place, item)),
+            // Nobody drives the bus.
+            None => data.fill(0xff),
+        }
+        let access = Access::new(Kind::of(at.space, false), at, width, data);
+        self.done(vcpu, access, place.map(|place| place.index), journal)
+    }
+}
+
+/// Runs `vcpu`, number `index`, until it ends the machine (then with its reason) or something else
+/// does.
+pub fn run_until_stop(
+    vcpu: &mut impl Run,
+    index: usize,
+    shared: &Shared<'_>,
+    journal: &mut Journal,
+) -> Option<Stop> {
+    while !shared.stopping.load(Ordering::Acquire) {
+        let flow = match vcpu.run() {
+            Ok(Exit::Write { at, width, data }) => shared.write(index, at, width, data, journal),
+            Ok(Exit::Read { at, width, data }) => shared.read(index, at, width, data, journal),
+            Ok(Exit::Interrupted) => {
+                journal.count(Kind::Interrupted);
+                ControlFlow::Continue(())
+            }
+            Ok(Exit::Stop(stop)) => {
+                journal.count(Kind::Stop);
+                ControlFlow::Break(stop)
+            }
+            Err(error) => ControlFlow::Break(Stop::Failed(error)),
+        };
+        if let ControlFlow::Break(stop) = flow {
+            if let Some(trace) = shared.trace {
+                // The stop matters more than a trace that can't be written.
+                let _ = trace.event(index, &format!("stop: {}", stop.word()));
+            }
+            return Some(stop);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::bus::Device;
+
+    /// What one step of a script does; reads leave what they got in the log.
+    enum Step {
+        Write(BusAddr, usize, &'static [u8]),
+        Read(BusAddr, usize, usize),
+        Interrupted,
+        PowerOff,
+        Fail,
+    }
+
+    /// A vCPU that plays back exits: no /dev/kvm needed.
+    struct Script {
+        steps: VecDeque<Step>,
+        buffer: Vec<u8>,
+        log: Arc<Mutex<Vec<u8>>>,
+    }
+
+    impl Run for Script {
+        fn run(&mut self) -> Result<Exit<'_>> {
+            self.log.lock().unwrap().append(&mut self.buffer);
+            Ok(match self.steps.pop_front().expect("a script ends with a stop") {
+                Step::Write(at, width, data) => Exit::Write { at, width, data },
+                Step::Read(at, width, len) => {
+                    self.buffer = vec![0; len];
+                    Exit::Read { at, width, data: &mut self.buffer }
+                }
+                Step::Interrupted => Exit::Interrupted,
+                Step::PowerOff => Exit::Stop(Stop::PowerOff),
+                Step::Fail => anyhow::bail!("no such vCPU"),
+            })
+        }
+
+        fn state(&self) -> Result<CpuState> {
+            Ok(CpuState::default())
+        }
+    }
+
+    /// Logs writes with their widths, reads count up, writing 0xee stops.
+    struct Probe(Arc<Mutex<Vec<u8>>>, u8);
+    impl Device for Probe {
+        fn read(&mut self, _: u64, data: &mut [u8]) {
+            self.1 += 1;
+            data.fill(self.1);
+        }
+        fn write(&mut self, offset: u64, data: &[u8]) -> ControlFlow<Stop> {
+            let mut log = self.0.lock().unwrap();
+            log.extend([offset as u8, data.len() as u8]);
+            log.extend(data);
+            if data == [0xee] {
+                ControlFlow::Break(Stop::Exit(0xee))
+            } else {
+                ControlFlow::Continue(())
+            }
+        }
+    }
+
+    const AT: BusAddr = BusAddr::memory(0x1000);
+    const NOWHERE: BusAddr = BusAddr::port(0x1000);
+
+    fn play(steps: Vec<Step>, limit: Option<u64>) -> (Option<Stop>, Vec<u8>, Journal) {
+        let log = Arc::new(Mutex::new(vec![]));
+        let mut bus = Bus::default();
+        bus.insert(AT, 8, "probe", Box::new(Probe(log.clone(), 0))).unwrap();
+        let mut vcpu = Script { steps: steps.into(), buffer: vec![], log: log.clone() };
+        let mut journal = Journal::new(bus.len());
+        let shared = Shared {
+            bus: &bus,
+            stopping: &AtomicBool::new(false),
+            trace: None,
+            exit_limit: limit.map(|limit| (AtomicU64::new(limit), limit)),
+        };
+        let stop = run_until_stop(&mut vcpu, 0, &shared, &mut journal);
+        let log = log.lock().unwrap().clone();
+        (stop, log, journal)
+    }
+
+    #[test]
+    fn string_write_reaches_the_device_item_by_item() {
+        let steps = vec![Step::Write(BusAddr::memory(0x1002), 2, b"abcd"), Step::PowerOff];
+        let (stop, log, _) = play(steps, None);
+        assert!(matches!(stop, Some(Stop::PowerOff)));
+        assert_eq!(log, b"\x02\x02ab\x02\x02cd");
+    }
+
+    #[test]
+    fn string_read_reaches_the_device_item_by_item_and_where_nothing_is_reads_ones() {
+        let steps = vec![
+            Step::Read(AT, 2, 6),
+            Step::Read(NOWHERE, 4, 8),
+            Step::Read(BusAddr::memory(0x1007), 2, 2),
+            Step::PowerOff,
+        ];
+        let (_, log, journal) = play(steps, None);
+        assert_eq!(log, [1, 1, 2, 2, 3, 3, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255]);
+        assert_eq!(journal.counts.devices(), [1, 2]);
+    }
+
+    #[test]
+    fn a_device_can_stop_the_machine_in_the_middle_of_a_string() {
+        let steps = vec![Step::Write(NOWHERE, 1, b"x"), Step::Write(AT, 1, b"a\xeeb")];
+        let (stop, log, _) = play(steps, None);
+        assert!(matches!(stop, Some(Stop::Exit(0xee))));
+        assert_eq!(log, b"\0\x01a\0\x01\xee");
+    }
+
+    #[test]
+    fn the_exit_limit_counts_accesses_only_and_carries_out_the_last_one() {
+        let write = |byte| Step::Write(AT, 1, byte);
+        let steps = vec![write(b"a"), Step::Interrupted, write(b"b"), write(b"c")];
+        let (stop, log, _) = play(steps, Some(2));
+        assert!(matches!(stop, Some(Stop::ExitLimit(2))));
+        assert_eq!(log, b"\0\x01a\0\x01b");
+        let (stop, ..) = play(vec![write(b"\xee")], Some(1));
+        assert!(matches!(stop, Some(Stop::Exit(0xee))), "the device's reason comes first");
+    }
+
+    #[test]
+    fn an_error_of_the_host_ends_the_run_with_its_words() {
+        let (stop, ..) = play(vec![Step::Fail], None);
+        assert!(matches!(stop, Some(Stop::Failed(e)) if e.to_string() == "no such vCPU"));
+    }
+
+    #[test]
+    fn a_vcpu_that_is_told_to_stop_does_not_enter_the_guest_again() {
+        let bus = Bus::default();
+        let mut vcpu = Script { steps: VecDeque::new(), buffer: vec![], log: Arc::default() };
+        let stopping = AtomicBool::new(true);
+        let shared = Shared { bus: &bus, stopping: &stopping, trace: None, exit_limit: None };
+        assert!(run_until_stop(&mut vcpu, 0, &shared, &mut Journal::new(0)).is_none());
+    }
+}

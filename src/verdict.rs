@@ -1,0 +1,147 @@
+//! The verdict: how a run ended, as one line of JSON for machines and as a few lines for people.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use serde::{Serialize, Serializer};
+
+use crate::journal::Kind;
+use crate::outcome::Outcome;
+
+/// What `--verdict` writes. Addresses and registers are hexadecimal strings, since JSON's numbers
+/// lose bits above 2^53; times are milliseconds.
+#[derive(Serialize)]
+pub struct Verdict {
+    /// `power-off`, `halt`, `exit`, `reset`, `panic`, `crash`, `time-out`, `exit-limit`, `signal`,
+    /// `failure`, `bad-image`.
+    cause: &'static str,
+    /// The process status.
+    status: u8,
+    /// The full value that the guest wrote to the exit register, or the signal's number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    code: Option<u64>,
+    /// In words, where the end was not the guest's own wish.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    /// The vCPU that ended the run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vcpu: Option<usize>,
+    /// `build`, `run`, `cpu`.
+    times_ms: BTreeMap<&'static str, f64>,
+    /// By kind, and `total`.
+    exits: BTreeMap<&'static str, u64>,
+    /// Where every vCPU was, after a crash, a panic or a limit.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    vcpus: Vec<Cpu>,
+}
+
+#[derive(Serialize)]
+struct Cpu {
+    pc: String,
+    mode: String,
+    /// Bytes from the pc on, in hexadecimal; empty where they can't be read.
+    code: String,
+    /// In the order in which people read them.
+    #[serde(serialize_with = "in_order")]
+    registers: Vec<(&'static str, String)>,
+    /// Oldest first, as in a trace.
+    last_exits: Vec<String>,
+}
+
+/// An object whose members keep their order.
+fn in_order<S: Serializer>(members: &[(&'static str, String)], to: S) -> Result<S::Ok, S::Error> {
+    to.collect_map(members.iter().map(|(name, value)| (name, value)))
+}
+
+/// Bytes as people read them: `0f 0b`.
+fn hex_bytes(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ")
+}
+
+impl Verdict {
+    /// The verdict on `outcome`.
+    pub fn new(outcome: &Outcome) -> Self {
+        use crate::exit::Stop;
+        let stop = &outcome.stop;
+        let kinds = Kind::ALL.iter().map(|kind| (kind.name(), outcome.exits.kind(*kind)));
+        let mut exits: BTreeMap<_, _> = kinds.filter(|(_, count)| *count > 0).collect();
+        exits.insert("total", outcome.exits.total());
+        let millis = |time: std::time::Duration| (time.as_secs_f64() * 1e6).round() / 1e3;
+        Self {
+            cause: stop.word(),
+            status: stop.status(),
+            code: match stop {
+                Stop::Exit(code) => Some(*code),
+                Stop::Signal(number) => Some(*number as u64),
+                _ => None,
+            },
+            reason: stop.explanation(),
+            vcpu: outcome.vcpu,
+            times_ms: [
+                ("build", millis(outcome.build_time)),
+                ("run", millis(outcome.run_time)),
+                ("cpu", millis(crate::sys::cpu_time())),
+            ]
+            .into(),
+            exits,
+            vcpus: outcome
+                .cpus
+                .iter()
+                .map(|cpu| Cpu {
+                    pc: format!("{:#x}", cpu.state.pc),
+                    mode: cpu.state.mode.clone(),
+                    code: hex_bytes(&cpu.code),
+                    registers: (cpu.state.registers.iter())
+                        .map(|(name, value)| (*name, format!("{value:#x}")))
+                        .collect(),
+                    last_exits: cpu.last.iter().map(ToString::to_string).collect(),
+                })
+                .collect(),
+        }
+    }
+
+    /// The verdict on a guest that was never started.
+    pub fn refused(error: &anyhow::Error, status: u8) -> Self {
+        use crate::outcome::status::BAD_IMAGE;
+        Self {
+            cause: if status == BAD_IMAGE { "bad-image" } else { "failure" },
+            status,
+            code: None,
+            reason: Some(format!("{error:#}")),
+            vcpu: None,
+            times_ms: BTreeMap::new(),
+            exits: BTreeMap::new(),
+            vcpus: Vec::new(),
+        }
+    }
+
+    /// One line of JSON, with its end.
+    pub fn json(&self) -> String {
+        let mut line = serde_json::to_string(self).expect("strings and finite numbers only");
+        line.push('\n');
+        line
+    }
+}
+
+/// Every vCPU for people: where it was, its registers three a line, its last exits.
+pub fn report(outcome: &Outcome) -> String {
+    let mut text = String::new();
+    for (index, cpu) in outcome.cpus.iter().enumerate() {
+        let _ = writeln!(text, "vcpu {index}: pc {:#x}, {}", cpu.state.pc, cpu.state.mode);
+        if !cpu.code.is_empty() {
+            let _ = writeln!(text, "  code at pc  {}", hex_bytes(&cpu.code));
+        }
+        for row in cpu.state.registers.chunks(3) {
+            let cells: Vec<_> =
+                row.iter().map(|(name, value)| format!("{name:>9} {value:016x}")).collect();
+            let _ = writeln!(text, "  {}", cells.join("  "));
+        }
+        if !cpu.last.is_empty() {
+            let _ = writeln!(text, "  last exits, oldest first:");
+            for access in &cpu.last {
+                let _ = writeln!(text, "    {access}");
+            }
+        }
+    }
+    text
+}
