@@ -155,7 +155,8 @@ impl Counts {
 pub struct Journal {
     /// Counts.
     pub counts: Counts,
-    last: [Option<Access>; LAST],
+    /// A ring: each access with how often it was made in a row.
+    last: [Option<(Access, u64)>; LAST],
     next: usize,
 }
 
@@ -175,13 +176,19 @@ impl Journal {
         self.count(access.kind);
         let nothing = self.counts.devices.len() - 1;
         self.counts.devices[index.unwrap_or(nothing)] += 1;
-        self.last[self.next % LAST] = Some(access);
-        self.next += 1;
+        // A guest that polls would push everything else out.
+        match &mut self.last[self.next.wrapping_sub(1) % LAST] {
+            Some((last, times)) if *last == access => *times += 1,
+            _ => {
+                self.last[self.next % LAST] = Some((access, 1));
+                self.next = self.next.wrapping_add(1);
+            }
+        }
     }
 
-    /// The last accesses, oldest first.
-    pub fn last(&self) -> impl Iterator<Item = Access> + '_ {
-        (0..LAST).filter_map(|i| self.last[(self.next + i) % LAST])
+    /// The last accesses, oldest first, each with how often it was made in a row.
+    pub fn last(&self) -> impl Iterator<Item = (Access, u64)> + '_ {
+        (0..LAST).filter_map(|i| self.last[self.next.wrapping_add(i) % LAST])
     }
 }
 
@@ -222,11 +229,21 @@ mod tests {
             journal.note(access, (i % 2 == 0).then_some(0));
         }
         journal.count(Kind::Stop);
-        assert_eq!(
-            journal.last().map(|a| a.value).collect::<Vec<_>>(),
-            (24..40).collect::<Vec<_>>()
-        );
+        let values: Vec<_> = journal.last().map(|(access, _)| access.value).collect();
+        assert_eq!(values, (24..40).collect::<Vec<_>>());
         assert_eq!((journal.counts.total(), journal.counts.kind(Kind::PortWrite)), (41, 40));
         assert_eq!(journal.counts.devices(), [20, 20]);
+    }
+
+    #[test]
+    fn what_is_repeated_takes_one_place() {
+        let mut journal = Journal::new(0);
+        for value in [1, 2, 2, 2, 1] {
+            let access = Access::new(Kind::PortRead, BusAddr::port(1), 1, &[value]);
+            journal.note(access, None);
+        }
+        let last: Vec<_> = journal.last().map(|(access, times)| (access.value, times)).collect();
+        assert_eq!(last, [(1, 1), (2, 3), (1, 1)]);
+        assert_eq!(journal.counts.total(), 5);
     }
 }

@@ -22,7 +22,7 @@ use crate::devices::exit_register::ExitRegister;
 use crate::devices::panic_report::{self, PanicReport};
 use crate::devices::serial::{self, Serial};
 use crate::exit::{BusAddr, Space};
-use crate::memory::{GuestRam, check_ranges};
+use crate::memory::{GuestRam, RamRange, check_ranges};
 use crate::places::Places;
 use crate::trace::Trace;
 use crate::{kick, payload, sys};
@@ -80,16 +80,7 @@ impl Machine {
         let registers = config.arch_registers()?;
         let kvm = open_kvm()?;
         check_capabilities(&kvm, config.cpus)?;
-        let ranges = match &config.memory {
-            Memory::Size(size) => {
-                check_size(*size)?;
-                layout::ram(*size)
-            }
-            Memory::Ranges(ranges) => ranges.clone(),
-        };
-        let limit = arch::address_limit(&kvm);
-        let ranges = check_ranges(ranges, sys::page_size(), limit, layout::WINDOWS)?;
-        check_host(ranges.iter().fold(0, |sum: u64, range| sum.saturating_add(range.len)))?;
+        let ranges = ram_ranges(&config.memory, arch::address_limit(&kvm))?;
         let vm = arch::create_vm(&kvm, ranges.last().map_or(0, |range| range.end()))?;
         let ram = GuestRam::new(ranges)?;
         ram.add_slots(&vm)?;
@@ -154,16 +145,30 @@ fn check_capabilities(kvm: &Kvm, cpus: usize) -> Result<()> {
     Ok(())
 }
 
-/// Refuses a size of RAM that no machine can have.
-fn check_size(size: u64) -> Result<()> {
+/// The ranges of RAM that `memory` asks for, below `limit`, if a machine on this host can have them.
+fn ram_ranges(memory: &Memory, limit: u64) -> Result<Vec<RamRange>> {
     let page = sys::page_size();
-    ensure!(size > 0, "--memory 0: give the guest some, for example 128M");
-    ensure!(
-        size.is_multiple_of(page),
-        "--memory {size}: not a multiple of {page} bytes, the size of a page \
-         (did you forget a unit, as in 128M?)"
-    );
-    Ok(())
+    match memory {
+        Memory::Size(size) => {
+            let option = || format!("--memory {size}");
+            ensure!(*size > 0, "{}: give the guest some RAM, for example 128M", option());
+            ensure!(
+                size.is_multiple_of(page),
+                "{}: not a multiple of {page} bytes, the size of a page \
+                 (did you forget a unit, as in 128M?)",
+                option()
+            );
+            check_host(*size).with_context(option)?;
+            check_ranges(layout::ram(*size), page, limit, layout::WINDOWS).with_context(option)
+        }
+        Memory::Ranges(ranges) => {
+            let ranges = check_ranges(ranges.clone(), page, limit, layout::WINDOWS);
+            let ranges = ranges.context("--ram")?;
+            // Disjoint and below the limit, so the sum does not overflow.
+            check_host(ranges.iter().map(|range| range.len).sum()).context("--ram")?;
+            Ok(ranges)
+        }
+    }
 }
 
 /// Refuses RAM that this host could never back. Less than that is the kernel's to grant.
@@ -171,7 +176,7 @@ fn check_host(total: u64) -> Result<()> {
     let host = sys::host_memory();
     ensure!(
         total <= host,
-        "{} MiB of RAM are more than this host has ({} MiB): ask for less",
+        "{} MiB are more than this host has ({} MiB), ask for less",
         total >> 20,
         host >> 20
     );

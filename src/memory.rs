@@ -28,6 +28,10 @@ impl RamRange {
     }
 }
 
+/// Ranges that a machine can have. Our choice: more than any board, and few enough that every host
+/// has slots left for what an architecture adds.
+pub const MAX_RANGES: usize = 256;
+
 /// Sorts `ranges` and refuses what can't be guest RAM: empty, unaligned to `page` bytes, past
 /// `limit` (exclusive), overlapping each other or one of the machine's own windows.
 pub fn check_ranges(
@@ -36,11 +40,12 @@ pub fn check_ranges(
     limit: u64,
     windows: &[Region],
 ) -> Result<Vec<RamRange>> {
+    ensure!(ranges.len() <= MAX_RANGES, "{} ranges, use at most {MAX_RANGES}", ranges.len());
     ranges.sort_by_key(|range| range.start);
     let mut end = 0;
     for range in &ranges {
         let RamRange { start, len } = *range;
-        ensure!(len > 0, "RAM at {start:#x} is empty: give it at least {page} bytes");
+        ensure!(len > 0, "RAM at {start:#x} is empty, give it at least {page} bytes");
         ensure!(
             start.is_multiple_of(page) && len.is_multiple_of(page),
             "RAM at {start:#x} of {len:#x} bytes is not aligned: both must be multiples of {page:#x}"

@@ -87,8 +87,8 @@ pub struct CpuReport {
     pub state: CpuState,
     /// Bytes at its pc, as far as they can be read.
     pub code: Vec<u8>,
-    /// Its last device accesses, oldest first.
-    pub last: Vec<Access>,
+    /// Its last device accesses, oldest first, each with how often it was made in a row.
+    pub last: Vec<(Access, u64)>,
 }
 
 /// How a run ended.

@@ -44,7 +44,11 @@ impl Places {
         if !self.in_ram(start, len) {
             let ram: Vec<_> =
                 self.ram.iter().map(|r| format!("{:#x}..{:#x}", r.start, r.end())).collect();
-            bail!("{what}: {len:#x} bytes at {start:#x} lie outside RAM ({})", ram.join(", "));
+            bail!(
+                "{what}: {len:#x} bytes at {start:#x} lie outside RAM ({}): \
+                 load it elsewhere (--load), or give the guest more RAM",
+                ram.join(", ")
+            );
         }
         let end = start + len;
         if let Some(piece) = self.taken.iter().find(|p| p.start < end && start < p.end) {

@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use serde::{Serialize, Serializer};
 
-use crate::journal::Kind;
+use crate::journal::{Access, Kind};
 use crate::outcome::Outcome;
 
 /// What `--verdict` writes. Addresses and registers are hexadecimal strings, since JSON's numbers
@@ -58,6 +58,14 @@ fn hex_bytes(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ")
 }
 
+/// An access in words, and how often it was made in a row.
+fn repeated((access, times): &(Access, u64)) -> String {
+    match times {
+        1 => access.to_string(),
+        _ => format!("{access}, {times} times"),
+    }
+}
+
 impl Verdict {
     /// The verdict on `outcome`.
     pub fn new(outcome: &Outcome) -> Self {
@@ -94,7 +102,7 @@ impl Verdict {
                     registers: (cpu.state.registers.iter())
                         .map(|(name, value)| (*name, format!("{value:#x}")))
                         .collect(),
-                    last_exits: cpu.last.iter().map(ToString::to_string).collect(),
+                    last_exits: cpu.last.iter().map(repeated).collect(),
                 })
                 .collect(),
         }
@@ -138,8 +146,8 @@ pub fn report(outcome: &Outcome) -> String {
         }
         if !cpu.last.is_empty() {
             let _ = writeln!(text, "  last exits, oldest first:");
-            for access in &cpu.last {
-                let _ = writeln!(text, "    {access}");
+            for entry in &cpu.last {
+                let _ = writeln!(text, "    {}", repeated(entry));
             }
         }
     }

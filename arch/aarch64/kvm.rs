@@ -6,25 +6,25 @@
 use anyhow::{Context, Result, ensure};
 use kvm_bindings::{
     KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_CAP_ARM_NISV_TO_USER,
-    KVM_CREATE_DEVICE_TEST, KVM_EXIT_ARM_NISV, KVM_MP_STATE_STOPPED, KVM_VM_TYPE_ARM_IPA_SIZE_MASK,
-    kvm_create_device, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_ITS,
+    KVM_CREATE_DEVICE_TEST, KVM_EXIT_ARM_NISV, KVM_MEM_READONLY, KVM_MP_STATE_STOPPED,
+    KVM_VM_TYPE_ARM_IPA_SIZE_MASK, kvm_create_device, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_ITS,
     kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V2, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3,
-    kvm_enable_cap, kvm_vcpu_init,
+    kvm_enable_cap, kvm_userspace_memory_region, kvm_vcpu_init,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
 use linux_loader::configurator::{BootConfigurator, BootParams, fdt::FdtBootConfigurator};
-use vm_memory::GuestAddress;
+use vm_memory::{GuestAddress, MmapRegion, VolatileMemory};
 
 use super::fdt::device_tree;
 use super::gic::Chip;
-use super::layout;
 use super::mode::{Mode, PSTATE_EL1H, SCTLR_M, mode_name};
 use super::registers::{self, Register, x};
+use super::{layout, vectors};
 use crate::arch::run_page::RunPage;
 use crate::board::{Board, Finding, Start};
 use crate::exit::{CpuState, Crash, Exit, Stop};
 use crate::kick::Kick;
-use crate::memory::GuestRam;
+use crate::memory::{GuestRam, MAX_RANGES};
 use crate::places::Places;
 use crate::run::Run;
 
@@ -63,6 +63,29 @@ pub fn create_vm(kvm: &Kvm, end: u64) -> Result<VmFd> {
 pub struct Chips {
     gic: Chip,
     target: kvm_vcpu_init,
+    /// Host memory behind [`layout::VECTORS`].
+    _vectors: MmapRegion,
+}
+
+/// The slot of the exception vectors: past those of RAM, which count from zero.
+const VECTORS_SLOT: u32 = MAX_RANGES as u32;
+
+/// Gives the guest exception vectors to begin with.
+fn add_vectors(vm: &VmFd) -> Result<MmapRegion> {
+    let table = vectors::table();
+    let memory = MmapRegion::new(layout::VECTORS.len as usize)?;
+    memory.as_volatile_slice().copy_from(&table);
+    let slot = kvm_userspace_memory_region {
+        slot: VECTORS_SLOT,
+        flags: KVM_MEM_READONLY,
+        guest_phys_addr: layout::VECTORS.start,
+        memory_size: layout::VECTORS.len,
+        userspace_addr: memory.as_ptr() as u64,
+    };
+    // SAFETY: the slot is exactly the mapping that is kept in `Chips`; when the machine drops it,
+    // no vCPU is left that could reach it.
+    unsafe { vm.set_user_memory_region(slot) }?;
+    Ok(memory)
 }
 
 /// Creates the interrupt controller and asks for the CPU model that the host prefers.
@@ -71,11 +94,12 @@ pub fn before_vcpus(_: &Kvm, vm: &VmFd, cpus: usize) -> Result<Chips> {
         vm.check_extension(Cap::ArmPsci02),
         "this host's KVM lacks PSCI 0.2: update the kernel"
     );
+    let vectors = add_vectors(vm).context("place the exception vectors")?;
     let gic = Chip::new(vm, cpus)?;
     let mut target = kvm_vcpu_init::default();
     vm.get_preferred_target(&mut target).context("ask for the preferred CPU")?;
     target.features[0] |= 1 << KVM_ARM_VCPU_PSCI_0_2;
-    Ok(Chips { gic, target })
+    Ok(Chips { gic, target, _vectors: vectors })
 }
 
 /// Initialises the interrupt controller.
@@ -110,7 +134,13 @@ pub fn prepare(
         let at = places.find_below(limit, len, align);
         at.filter(|at| *at > start.entry)
     });
-    let mut registers = vec![(registers::PSTATE, PSTATE_EL1H), (registers::PC, start.entry)];
+    let mut registers = vec![
+        (registers::PSTATE, PSTATE_EL1H),
+        (registers::PC, start.entry),
+        (registers::VBAR_EL1, layout::VECTORS.start),
+        // What an ordinary compiler makes runs without further ado.
+        (registers::CPACR_EL1, registers::CPACR_NO_TRAP),
+    ];
     if let Some(at) = found {
         places.reserve(at, len, "device tree")?;
         write_fdt(ram, &blob, at)?;
@@ -201,6 +231,10 @@ impl Run for Vcpu {
                 let nisv = unsafe { self.page.member::<Nisv>() };
                 Exit::Stop(undescribed(nisv.fault_ipa))
             }
+            Ok(VcpuExit::MmioRead(addr, _)) if let Some(what) = vectors::unhandled(addr) => {
+                let reason = format!("{what} that the guest does not handle (it set no VBAR_EL1)");
+                Exit::Stop(Stop::Crash(Crash::new(reason)))
+            }
             // What NISV is without its capability.
             Err(error) if error.errno() == libc::ENOSYS => {
                 Exit::Stop(Stop::Crash(Crash::new("KVM could not emulate an instruction")))
@@ -213,15 +247,21 @@ impl Run for Vcpu {
         let registers = registers::shown()
             .map(|(name, id)| Ok((name, self.register(id)?)))
             .collect::<Result<Vec<_>>>()?;
-        let pc = self.register(registers::PC)?;
+        let mut pc = self.register(registers::PC)?;
         let stopped = self.fd.get_mp_state().is_ok_and(|s| s.mp_state == KVM_MP_STATE_STOPPED);
-        let mode = match stopped {
+        let mut mode = match stopped {
             true => "powered off",
             false => mode_name(self.register(registers::PSTATE)?),
-        };
+        }
+        .to_string();
+        if (layout::VECTORS.start..layout::VECTORS.end()).contains(&pc) {
+            // In our vectors: where the exception came from is what people look for.
+            pc = self.register(registers::ELR_EL1)?;
+            mode = format!("{mode}, {}", vectors::class(self.register(registers::ESR_EL1)?));
+        }
         let mmu_is_on = self.register(registers::SCTLR_EL1)? & SCTLR_M != 0;
         let pc_guest_addr = (!mmu_is_on).then_some(pc);
-        Ok(CpuState { pc, pc_guest_addr, mode: mode.into(), registers })
+        Ok(CpuState { pc, pc_guest_addr, mode, registers })
     }
 }
 

@@ -9,6 +9,8 @@
 //! 0x0910_0000  console (16550)
 //! 0x0911_0000  exit register
 //! 0x0912_0000  pvpanic
+//! 0x0913_0000  exception vectors for a guest that has none yet, read-only
+//! 0x0914_0000  where those vectors tell that one was taken
 //! 0x4000_0000  RAM; a flat image at +0x8_0000
 //! ```
 
@@ -37,6 +39,12 @@ pub const EXIT_REGISTER: BusAddr = BusAddr::memory(0x0911_0000);
 /// As above.
 pub const PANIC_REPORT: BusAddr = BusAddr::memory(0x0912_0000);
 
+/// Our choice, as above. 64 KiB, since a memory slot is whole pages of the host.
+pub const VECTORS: Region = Region { name: "exception vectors", start: 0x0913_0000, len: 0x1_0000 };
+/// Our choice: right behind, where a load relative to the pc reaches it.
+pub const UNHANDLED: Region =
+    Region { name: "unhandled exceptions", start: 0x0914_0000, len: PAGE };
+
 /// Bytes that a device's page takes.
 const PAGE: u64 = 0x1000;
 
@@ -53,6 +61,8 @@ pub const WINDOWS: &[Region] = &[
     GIC_REDISTRIBUTORS,
     Region { name: "console", start: CONSOLE.addr, len: PAGE },
     Region { name: "pvpanic", start: PANIC_REPORT.addr, len: PAGE },
+    VECTORS,
+    UNHANDLED,
 ];
 const _: () = assert!(ascending_and_disjoint(WINDOWS));
 

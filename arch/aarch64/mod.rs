@@ -1,6 +1,6 @@
 //! aarch64 guests: EL1, the memory map of QEMU's `virt` board, PSCI, a device tree.
 //!
-//! Pure, tested on any host: [`layout`], [`registers`], [`fdt`], [`mode`]. With ioctls: `kvm` and
+//! Pure, tested on any host: [`layout`], [`registers`], [`fdt`], [`mode`], [`vectors`]. With ioctls: `kvm` and
 //! `gic`.
 
 pub mod fdt;
@@ -11,6 +11,7 @@ pub mod kvm;
 pub mod layout;
 pub mod mode;
 pub mod registers;
+pub mod vectors;
 
 pub use mode::Mode;
 pub use registers::{REGISTER_NAMES, Register, register};

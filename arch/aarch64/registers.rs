@@ -33,9 +33,17 @@ pub const PSTATE: u64 = core(33 * 8);
 /// SP_EL1: the stack pointer that a guest starts with.
 pub const SP_EL1: u64 = core(34 * 8);
 /// ELR_EL1: where the last exception came from.
-const ELR_EL1: u64 = core(35 * 8);
+pub const ELR_EL1: u64 = core(35 * 8);
 /// System control: is the MMU on?
 pub const SCTLR_EL1: u64 = system(3, 0, 1, 0, 0);
+
+/// Exception syndrome: what the last exception was.
+pub const ESR_EL1: u64 = system(3, 0, 5, 2, 0);
+/// Access to floating point, and its value that traps none of it.
+pub const CPACR_EL1: u64 = system(3, 0, 1, 0, 2);
+pub const CPACR_NO_TRAP: u64 = 0b11 << 20;
+/// Base of the exception vectors.
+pub const VBAR_EL1: u64 = system(3, 0, 12, 0, 0);
 
 /// The general registers' names.
 const GENERAL: [&str; 31] = [
@@ -70,10 +78,10 @@ pub fn shown() -> impl Iterator<Item = (&'static str, u64)> {
         ("sp_el0", SP_EL0),
         ("pc", PC),
         ("pstate", PSTATE),
-        ("esr_el1", system(3, 0, 5, 2, 0)),
+        ("esr_el1", ESR_EL1),
         ("elr_el1", ELR_EL1),
         ("far_el1", system(3, 0, 6, 0, 0)),
-        ("vbar_el1", system(3, 0, 12, 0, 0)),
+        ("vbar_el1", VBAR_EL1),
         ("sctlr_el1", SCTLR_EL1),
         ("ttbr0_el1", system(3, 0, 2, 0, 0)),
         ("ttbr1_el1", system(3, 0, 2, 0, 1)),

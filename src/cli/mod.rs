@@ -134,7 +134,7 @@ struct Run {
     #[arg(long, value_name = "SIZE", value_parser = parse::size, allow_hyphen_values = true)]
     memory: Option<u64>,
     /// Give the guest so many CPUs
-    #[arg(long, value_name = "N", default_value = "1", allow_hyphen_values = true)]
+    #[arg(long, value_name = "N", value_parser = parse::count, default_value = "1", allow_hyphen_values = true)]
     cpus: usize,
     /// Print what the guest writes there, byte by byte or (as=numbers) a number a line; let it read input from in=ADDR
     #[arg(long, value_name = "port:ADDR|mmio:ADDR[,in=ADDR][,as=numbers]", value_parser = parse::debug_console)]

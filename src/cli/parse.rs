@@ -40,6 +40,11 @@ pub fn size(text: &str) -> Result<u64, String> {
     Ok(bytes)
 }
 
+/// How many of something.
+pub fn count(text: &str) -> Result<usize, String> {
+    number(text)?.try_into().map_err(|_| "too many".into())
+}
+
 /// `START:SIZE`.
 pub fn ram(text: &str) -> Result<RamRange, String> {
     let (start, len) = text.split_once(':').ok_or("not START:SIZE (such as 0:64K)")?;

@@ -216,9 +216,7 @@ pub fn load<M: Copy>(
         Format::Flat => {
             let mode = mode.unwrap_or(rules.flat_mode);
             let start = wish.load.unwrap_or_else(|| (rules.flat_load)(mode, places.ram_start()));
-            places.reserve(start, payload.len(), "image").with_context(|| {
-                format!("load at {start:#x}: choose another --load, or more RAM")
-            })?;
+            places.reserve(start, payload.len(), "image")?;
             payload.place(ram, 0, payload.len(), start)?;
             Loaded { mode, entry: wish.entry.unwrap_or(start) }
         }
