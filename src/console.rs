@@ -48,6 +48,9 @@ pub struct Console {
 pub struct Output {
     file: File,
     pending: Mutex<Vec<u8>>,
+    /// Whether `pending` holds anything, for the event loop, which must not wait for its lock: a
+    /// vCPU may hold that while it waits for a slow reader.
+    unwritten: AtomicBool,
     /// Wakes the event loop.
     wake: Arc<EventFd>,
     stopping: Arc<AtomicBool>,
@@ -57,7 +60,8 @@ impl Output {
     /// Output to `file`; `wake` is signalled when bytes wait for [`Output::flush_ready`], and a
     /// write that a slow reader holds up is given up once `stopping` is set.
     pub fn new(file: File, wake: Arc<EventFd>, stopping: Arc<AtomicBool>) -> Self {
-        Self { file, pending: Mutex::new(Vec::with_capacity(OUTPUT_LEN)), wake, stopping }
+        let pending = Mutex::new(Vec::with_capacity(OUTPUT_LEN));
+        Self { file, pending, unwritten: AtomicBool::new(false), wake, stopping }
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<u8>> {
@@ -67,17 +71,22 @@ impl Output {
     /// Adds `bytes`. May block until the host's reader has room; breaks when it is gone.
     pub fn push(&self, bytes: &[u8]) -> ControlFlow<Stop> {
         let mut pending = self.lock();
+        let mut flow = ControlFlow::Continue(());
         for &byte in bytes {
-            if pending.is_empty() && byte != b'\n' {
-                // A full counter (EAGAIN) wakes as well as a write to it.
-                let _ = self.wake.write(1);
-            }
             pending.push(byte);
-            if byte == b'\n' || pending.len() == OUTPUT_LEN {
-                self.write_out(&mut pending)?;
+            if byte == b'\n' || pending.len() >= OUTPUT_LEN {
+                flow = self.write_out(&mut pending);
+                if flow.is_break() {
+                    break;
+                }
             }
         }
-        ControlFlow::Continue(())
+        let unwritten = !pending.is_empty();
+        if !self.unwritten.swap(unwritten, Ordering::AcqRel) && unwritten {
+            // A full counter (EAGAIN) wakes as well as a write to it.
+            let _ = self.wake.write(1);
+        }
+        flow
     }
 
     /// Writes `pending`, all of it unless the machine is stopping meanwhile.
@@ -101,28 +110,27 @@ impl Output {
 
     /// The descriptor to wait on before [`Output::flush_ready`], while bytes wait.
     pub fn waiting(&self) -> Option<BorrowedFd<'_>> {
-        // A locked buffer is one that a vCPU is writing out right now.
-        let waits = self.pending.try_lock().is_ok_and(|pending| !pending.is_empty());
-        waits.then(|| self.file.as_fd())
+        self.unwritten.load(Ordering::Acquire).then(|| self.file.as_fd())
     }
 
     /// Writes what waits, when the descriptor is ready: does not block.
     pub fn flush_ready(&self) -> ControlFlow<Stop> {
-        match self.pending.try_lock() {
-            Ok(mut pending) => {
-                let len = pending.len().min(OUTPUT_LEN);
-                match (&self.file).write(&pending[..len]) {
-                    Ok(written) => drop(pending.drain(..written)),
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Err(error) => {
-                        pending.clear();
-                        return ControlFlow::Break(Stop::Failed(output_error(error)));
-                    }
-                }
+        // A locked buffer is one that a vCPU is writing to right now; it is tried again.
+        let Ok(mut pending) = self.pending.try_lock() else { return ControlFlow::Continue(()) };
+        let len = pending.len().min(OUTPUT_LEN);
+        let flow = match (&self.file).write(&pending[..len]) {
+            Ok(written) => {
+                pending.drain(..written);
                 ControlFlow::Continue(())
             }
-            Err(_) => ControlFlow::Continue(()),
-        }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => ControlFlow::Continue(()),
+            Err(error) => {
+                pending.clear();
+                ControlFlow::Break(Stop::Failed(output_error(error)))
+            }
+        };
+        self.unwritten.store(!pending.is_empty(), Ordering::Release);
+        flow
     }
 }
 
@@ -275,7 +283,7 @@ mod tests {
         let read = reader.read(&mut buffer).unwrap();
         assert_eq!(&buffer[..read], b"line\n");
         assert!(output.push(b"st").is_continue());
-        assert_eq!(wake.read().unwrap(), 2, "one wake-up for each line that was begun");
+        assert_eq!(wake.read().unwrap(), 1, "one wake-up, however many bytes wait");
         assert!(output.waiting().is_some());
         assert!(output.flush_ready().is_continue());
         let read = reader.read(&mut buffer).unwrap();

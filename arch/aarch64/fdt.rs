@@ -131,3 +131,81 @@ fn write_device(
     more(fdt)?;
     fdt.end_node(node)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::memory::RamRange;
+
+    /// Every property of a blob by its path, read by the specification's chapter 5, "Flattened
+    /// Devicetree (DTB) Format".
+    fn properties(blob: &[u8]) -> BTreeMap<String, Vec<u8>> {
+        let word = |at: usize| u32::from_be_bytes(blob[at..at + 4].try_into().unwrap()) as usize;
+        let text = |at: usize| {
+            let end = blob[at..].iter().position(|byte| *byte == 0).unwrap();
+            String::from_utf8(blob[at..at + end].to_vec()).unwrap()
+        };
+        assert_eq!((word(0), word(4)), (0xd00d_feed, blob.len()), "magic and total size");
+        let (mut at, strings) = (word(8), word(12));
+        let (mut path, mut found) = (vec![], BTreeMap::new());
+        loop {
+            let token = word(at);
+            at += 4;
+            match token {
+                1 => {
+                    path.push(text(at));
+                    at = (at + path.last().unwrap().len() + 1).next_multiple_of(4);
+                }
+                2 => drop(path.pop()),
+                3 => {
+                    let (len, name) = (word(at), text(strings + word(at + 4)));
+                    let value = blob[at + 8..at + 8 + len].to_vec();
+                    found.insert(format!("{}/{name}", path.join("/")), value);
+                    at = (at + 8 + len).next_multiple_of(4);
+                }
+                9 => return found,
+                other => panic!("token {other} at {at:#x}"),
+            }
+        }
+    }
+
+    fn cells(words: &[u32]) -> Vec<u8> {
+        words.iter().flat_map(|word| word.to_be_bytes()).collect()
+    }
+
+    #[test]
+    fn the_tree_describes_the_board() {
+        let board = Board {
+            cpus: 17,
+            ram: vec![
+                RamRange { start: 0x4000_0000, len: 0x1000_0000 },
+                RamRange { start: 0x1_0000_0000, len: 0x2000 },
+            ],
+            exit_register: BusAddr::memory(0x8000),
+        };
+        for (gic, compatible, rest) in [
+            (Gic::V2, "arm,cortex-a15-gic\0", [0x0801_0000, 0x1_0000]),
+            (Gic::V3, "arm,gic-v3\0", [0x080a_0000, 17 * 0x2_0000]),
+        ] {
+            let found = properties(&device_tree(&board, gic).unwrap());
+            let expect = |path: &str, value: Vec<u8>| assert_eq!(found[path], value, "{path}");
+            expect("/memory@40000000/reg", cells(&[0, 0x4000_0000, 0, 0x1000_0000]));
+            expect("/memory@100000000/reg", cells(&[1, 0, 0, 0x2000]));
+            expect("/cpus/cpu@0/reg", cells(&[0, 0]));
+            expect("/cpus/cpu@100/reg", cells(&[0, 0x100]));
+            expect("/cpus/cpu@f/enable-method", b"psci\0".to_vec());
+            expect("/psci/method", b"hvc\0".to_vec());
+            expect("/serial@9100000/reg", cells(&[0, 0x0910_0000, 0, 8]));
+            expect("/chosen/stdout-path", b"/serial@9100000\0".to_vec());
+            expect("/exit@8000/compatible", b"bivisor,exit-register\0".to_vec());
+            expect("/pvpanic@9120000/reg", cells(&[0, 0x0912_0000, 0, 2]));
+            expect("/interrupt-controller@8000000/compatible", compatible.into());
+            let [start, len] = rest;
+            let reg = cells(&[0, 0x0800_0000, 0, 0x1_0000, 0, start, 0, len]);
+            expect("/interrupt-controller@8000000/reg", reg);
+            assert_eq!(found.keys().filter(|path| path.starts_with("/cpus/cpu@")).count(), 17 * 4);
+        }
+    }
+}
