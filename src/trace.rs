@@ -30,15 +30,14 @@ impl Trace {
 
     /// The counts, per kind and per device.
     pub fn summary(&self, counts: &Counts, bus: &Bus) -> io::Result<()> {
-        let mut text = format!("{:>12}  exits\n", counts.total());
-        for kind in Kind::ALL {
-            if counts.kind(kind) > 0 {
-                let _ = writeln!(text, "{:>12}  {}", counts.kind(kind), kind.name());
-            }
+        let mut text = format!("exits by kind: {} in all\n", counts.total());
+        for kind in Kind::ALL.into_iter().filter(|kind| counts.kind(*kind) > 0) {
+            let _ = writeln!(text, "{:>12}  {}", counts.kind(kind), kind.name());
         }
+        text.push_str("accesses by device:\n");
         for (index, count) in counts.devices().iter().enumerate().filter(|(_, count)| **count > 0) {
             let name = if index < bus.len() { bus.name(index) } else { NOTHING };
-            let _ = writeln!(text, "{count:>12}  at: {name}");
+            let _ = writeln!(text, "{count:>12}  {name}");
         }
         self.line(&text)
     }

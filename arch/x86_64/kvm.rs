@@ -141,46 +141,10 @@ impl Vcpu {
         self.fd
             .set_sregs(&sregs)
             .context("write SREGS (are the segments and control registers valid?)")?;
-        let [
-            rax,
-            rbx,
-            rcx,
-            rdx,
-            rsi,
-            rdi,
-            rsp,
-            rbp,
-            r8,
-            r9,
-            r10,
-            r11,
-            r12,
-            r13,
-            r14,
-            r15,
-            rip,
-            rflags,
-        ] = state.general;
-        let regs = kvm_regs {
-            rax,
-            rbx,
-            rcx,
-            rdx,
-            rsi,
-            rdi,
-            rsp,
-            rbp,
-            r8,
-            r9,
-            r10,
-            r11,
-            r12,
-            r13,
-            r14,
-            r15,
-            rip,
-            rflags,
-        };
+        let mut regs = kvm_regs::default();
+        for (to, from) in general(&mut regs).into_iter().zip(state.general) {
+            *to = from;
+        }
         self.fd.set_regs(&regs).context("write REGS")
     }
 
@@ -188,6 +152,15 @@ impl Vcpu {
     pub fn kick(&mut self) -> Kick {
         self.page.kick()
     }
+}
+
+/// The general registers in the order of [`GENERAL`].
+#[rustfmt::skip]
+fn general(regs: &mut kvm_regs) -> [&mut u64; GENERAL.len()] {
+    let kvm_regs {
+        rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags,
+    } = regs;
+    [rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags]
 }
 
 /// The first fields of `kvm_run.io`.
@@ -235,28 +208,8 @@ impl Run for Vcpu {
     }
 
     fn state(&self) -> Result<CpuState> {
-        let regs = self.fd.get_regs().context("read REGS")?;
+        let general = general(&mut self.fd.get_regs().context("read REGS")?).map(|value| *value);
         let sregs = self.fd.get_sregs().context("read SREGS")?;
-        let general = [
-            regs.rax,
-            regs.rbx,
-            regs.rcx,
-            regs.rdx,
-            regs.rsi,
-            regs.rdi,
-            regs.rsp,
-            regs.rbp,
-            regs.r8,
-            regs.r9,
-            regs.r10,
-            regs.r11,
-            regs.r12,
-            regs.r13,
-            regs.r14,
-            regs.r15,
-            regs.rip,
-            regs.rflags,
-        ];
         let mut registers: Vec<_> = GENERAL.into_iter().zip(general).collect();
         registers.extend([
             ("cs", sregs.cs.selector.into()),
