@@ -35,6 +35,7 @@ cfg_if::cfg_if! {
 mod contract {
     use anyhow::Result;
     use kvm_ioctls::{Kvm, VmFd};
+    use vmm_sys_util::eventfd::EventFd;
 
     use super::*;
     use crate::board::{Board, Finding, Start, StopRegister};
@@ -73,8 +74,11 @@ mod contract {
     // In the order in which `Machine::build` calls them.
     /// Creates a VM whose guest-physical addresses end at the given one or above.
     const _: fn(&Kvm, u64) -> Result<VmFd> = create_vm;
-    /// What must exist before any vCPU does; called after the memory slots.
-    const _: fn(&Kvm, &VmFd, usize) -> Result<Chips> = before_vcpus;
+    /// What must exist before any vCPU does, for so many CPUs that start in this mode; called after
+    /// the memory slots.
+    const _: fn(&Kvm, &VmFd, usize, Mode) -> Result<Chips> = before_vcpus;
+    /// The console's line to the interrupt chips, if this machine has them.
+    const _: fn(&VmFd, &Chips) -> Result<Option<EventFd>> = console_line;
     /// Places the tables that a guest expects and works out its first registers.
     const _: Prepare = prepare;
     type Prepare =

@@ -23,6 +23,19 @@ pub struct Start<M, R> {
     pub entry: u64,
     /// Registers that the user set, in order; a later one wins.
     pub registers: Vec<(R, u64)>,
+    /// What the image is given, if it knows a boot protocol.
+    pub kernel: Kernel,
+}
+
+/// What a kernel with a boot protocol is given.
+#[derive(Clone, Debug, Default)]
+pub struct Kernel {
+    /// The command line, without a zero byte.
+    pub cmdline: Vec<u8>,
+    /// Where the initial RAM disk lies.
+    pub initrd: Option<RamRange>,
+    /// A part of the image that its protocol wants handed back: a bzImage's setup header.
+    pub header: Vec<u8>,
 }
 
 /// What a [`StopRegister`] does.

@@ -13,7 +13,7 @@ use kvm_ioctls::{Cap, Kvm, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::{self, layout};
-use crate::board::{Board, Start};
+use crate::board::{Board, Kernel, Start};
 use crate::bus::{Bus, Device};
 use crate::config::{Config, Memory};
 use crate::console::{Input, Output};
@@ -84,7 +84,8 @@ impl Machine {
         let vm = arch::create_vm(&kvm, ranges.last().map_or(0, |range| range.end()))?;
         let ram = GuestRam::new(ranges)?;
         ram.add_slots(&vm)?;
-        let chips = arch::before_vcpus(&kvm, &vm, config.cpus)?;
+        let chips =
+            arch::before_vcpus(&kvm, &vm, config.cpus, mode.unwrap_or(arch::RULES.flat_mode))?;
 
         let event = |flags| EventFd::new(flags).context("create an eventfd");
         let wake = Arc::new(event(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
@@ -100,7 +101,8 @@ impl Machine {
         let loaded =
             payload::load(&config.payload, &ram, &mut places, config.wish, mode, &arch::RULES)?;
         let board = Board { cpus: config.cpus, ram: ram.ranges().to_vec(), exit_register };
-        let start = Start { mode: loaded.mode, entry: loaded.entry, registers };
+        let kernel = Kernel::default();
+        let start = Start { mode: loaded.mode, entry: loaded.entry, registers, kernel };
         let entry = arch::prepare(&ram, &mut places, &board, &start, &chips)?;
         let vcpus: Vec<_> = (0..config.cpus)
             .map(|index| {

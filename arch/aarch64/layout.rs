@@ -5,6 +5,7 @@
 //! 0x0000_0000  nothing (virt has its flash here)
 //! 0x0800_0000  GIC distributor
 //! 0x0801_0000  GICv2 CPU interface
+//! 0x0808_0000  GICv3 interrupt translation service
 //! 0x080a_0000  GICv3 redistributors, 128 KiB for each of 123 CPUs
 //! 0x0910_0000  console (16550)
 //! 0x0911_0000  exit register
@@ -28,12 +29,16 @@ pub const GIC_CPU_INTERFACE: Region =
 /// Where `virt` has the GICv3 redistributors.
 pub const GIC_REDISTRIBUTORS: Region =
     Region { name: "GIC redistributors", start: 0x080a_0000, len: 0x00f6_0000 };
+/// Where `virt` has the GICv3 interrupt translation service.
+pub const GIC_ITS: Region = Region { name: "GIC ITS", start: 0x0808_0000, len: 0x2_0000 };
 /// Bytes of one CPU's redistributor: the RD and the SGI frame (Arm IHI 0069, "GIC Redistributor
 /// register map").
 pub const GIC_REDISTRIBUTOR_LEN: u64 = 0x2_0000;
 
 /// Our choice: past what `virt` has at 0x0900_0000 (a PL011, an RTC and more), a page of its own.
 pub const CONSOLE: BusAddr = BusAddr::memory(0x0910_0000);
+/// The console's shared interrupt. Our choice: the first one, which is QEMU's UART's too.
+pub const CONSOLE_SPI: u32 = 1;
 /// Our choice: the next 64 KiB, so that a guest with pages of that size maps each device alone.
 pub const EXIT_REGISTER: BusAddr = BusAddr::memory(0x0911_0000);
 /// As above.
@@ -58,6 +63,7 @@ pub const STOP_REGISTERS: &[StopRegister] = &[];
 pub const WINDOWS: &[Region] = &[
     GIC_DISTRIBUTOR,
     GIC_CPU_INTERFACE,
+    GIC_ITS,
     GIC_REDISTRIBUTORS,
     Region { name: "console", start: CONSOLE.addr, len: PAGE },
     Region { name: "pvpanic", start: PANIC_REPORT.addr, len: PAGE },

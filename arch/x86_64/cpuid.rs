@@ -5,6 +5,8 @@
 /// The answer to one CPUID leaf: eax, ebx, ecx, edx.
 pub type Leaf = [u32; 4];
 
+/// Leaf 1 ecx: the local APIC's timer can wait for a value of the time-stamp counter.
+pub const TSC_DEADLINE: u32 = 1 << 24;
 /// Leaf 1 edx: the package has room for several logical processors.
 const HTT: u32 = 1 << 28;
 

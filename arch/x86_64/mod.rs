@@ -2,11 +2,14 @@
 //!
 //! Pure, tested on any host: [`layout`], [`boot`], [`cpuid`], [`registers`]. With ioctls: `kvm`.
 
+pub mod acpi;
 pub mod boot;
 pub mod cpuid;
 #[cfg(target_arch = "x86_64")]
 pub mod kvm;
 pub mod layout;
+pub mod linux;
+pub mod pvh;
 pub mod registers;
 
 pub use boot::Mode;
@@ -26,7 +29,7 @@ pub const RULES: Rules<Mode> = Rules {
     flat_mode: Mode::Real,
     flat_load: |mode, _| match mode {
         Mode::Real => layout::REAL_LOAD,
-        Mode::Protected | Mode::Long => layout::FLAT_LOAD,
+        _ => layout::FLAT_LOAD,
     },
     elf_mode: |bits, machine| match (bits, machine) {
         (32, EM_386) => Some(Mode::Protected),
