@@ -62,6 +62,13 @@ mod contract {
     /// Past the highest guest-physical address that this host can give a guest.
     const _: fn(&Kvm) -> u64 = address_limit;
 
+    /// Bytes of a kernel's command line at the most, without its zero byte.
+    const _: usize = layout::CMDLINE_MAX;
+    /// Past the highest address of an initial RAM disk, given the start of RAM.
+    const _: fn(u64) -> u64 = layout::initrd_below;
+
+    /// True if a guest that starts so is given a command line and an initial RAM disk.
+    const _: fn(Mode) -> bool = Mode::has_platform;
     /// The modes that a guest can start in, by name.
     const _: &[(&str, Mode)] = Mode::NAMED;
     /// How images start: which mode, and where flat ones go.

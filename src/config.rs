@@ -42,6 +42,10 @@ pub struct Config {
     pub mode: Option<String>,
     /// Registers of the first vCPU by name, and their values.
     pub registers: Vec<(String, u64)>,
+    /// What is added to the kernel's command line.
+    pub cmdline: String,
+    /// Initial RAM disks, one behind the other.
+    pub initrds: Vec<Payload>,
     /// RAM.
     pub memory: Memory,
     /// vCPUs.
@@ -79,6 +83,8 @@ impl Config {
             wish: Wish::default(),
             mode: None,
             registers: Vec::new(),
+            cmdline: String::new(),
+            initrds: Vec::new(),
             memory: Memory::Size(DEFAULT_MEMORY),
             cpus: 1,
             console,

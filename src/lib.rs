@@ -4,7 +4,8 @@
 //!
 //! - [`config`]: what a machine is to be
 //! - [`payload`]: the image, recognised by content and placed in RAM; [`payload::elf`]
-//! - [`memory`]: guest RAM and KVM's slots; [`places`]: what lies where in it while it is built
+//! - [`memory`]: guest RAM and KVM's slots, in [`host_memory`]; [`places`]: what lies where in it while it is built
+//! - [`initrd`]: the initial RAM disk
 //! - [`board`]: what the core and an architecture tell each other; [`layout_check`]: address maps
 //! - `arch`: everything that differs between architectures, behind one pinned contract
 //! - [`machine`]: builds a machine in the one right order
@@ -37,6 +38,8 @@ pub mod devices;
 pub mod event_loop;
 pub mod exit;
 pub mod host;
+pub mod host_memory;
+pub mod initrd;
 pub mod journal;
 pub mod kick;
 pub mod layout_check;

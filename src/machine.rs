@@ -23,9 +23,10 @@ use crate::devices::panic_report::{self, PanicReport};
 use crate::devices::serial::{self, Serial};
 use crate::exit::{BusAddr, Space};
 use crate::memory::{GuestRam, RamRange, check_ranges};
+use crate::payload::Payload;
 use crate::places::Places;
 use crate::trace::Trace;
-use crate::{kick, payload, sys};
+use crate::{initrd, kick, payload, sys};
 
 /// Why /dev/kvm can't be used, in one line with the mend.
 pub fn open_kvm() -> Result<Kvm> {
@@ -94,14 +95,15 @@ impl Machine {
         let output = Arc::new(Output::new(config.console.output, wake.clone(), stopping.clone()));
         let input = Input::new(config.console.input, stopped.clone());
         let exit_register = config.exit_register.unwrap_or(layout::EXIT_REGISTER);
+        let line = arch::console_line(&vm, &chips)?;
         let devices = Devices { bus: Bus::default(), ram: &ram };
-        let bus = devices.insert_all(exit_register, config.debug_console, &output, &input)?;
+        let bus = devices.insert_all(exit_register, config.debug_console, line, &output, &input)?;
 
         let mut places = Places::new(ram.ranges());
         let loaded =
             payload::load(&config.payload, &ram, &mut places, config.wish, mode, &arch::RULES)?;
         let board = Board { cpus: config.cpus, ram: ram.ranges().to_vec(), exit_register };
-        let kernel = Kernel::default();
+        let kernel = kernel(&config.cmdline, &config.initrds, loaded.mode, &ram, &mut places)?;
         let start = Start { mode: loaded.mode, entry: loaded.entry, registers, kernel };
         let entry = arch::prepare(&ram, &mut places, &board, &start, &chips)?;
         let vcpus: Vec<_> = (0..config.cpus)
@@ -130,6 +132,40 @@ impl Machine {
             build_time: began.elapsed(),
         })
     }
+}
+
+/// What every kernel is told: where its console is, and to end when it panics instead of waiting.
+const CMDLINE: &str = "console=ttyS0 panic=-1";
+
+/// What a kernel that starts in `mode` is given.
+fn kernel(
+    added: &str,
+    initrds: &[Payload],
+    mode: arch::Mode,
+    ram: &GuestRam,
+    places: &mut Places,
+) -> Result<Kernel> {
+    if !mode.has_platform() {
+        let given = [("--cmdline", !added.is_empty()), ("--initrd", !initrds.is_empty())];
+        if let Some((option, _)) = given.iter().find(|(_, given)| *given) {
+            bail!("{option} is for kernels with a boot protocol, and this image has none");
+        }
+        return Ok(Kernel::default());
+    }
+    let limit = layout::initrd_below(places.ram_start());
+    let initrd = initrd::place(initrds, ram, places, limit)?;
+    let mut cmdline = CMDLINE.to_owned();
+    if !added.is_empty() {
+        cmdline = format!("{cmdline} {added}");
+    }
+    ensure!(!cmdline.contains('\0'), "--cmdline: holds a zero byte, which ends it: leave it out");
+    ensure!(
+        cmdline.len() <= layout::CMDLINE_MAX,
+        "--cmdline: {} bytes with ours, a kernel takes {}",
+        cmdline.len(),
+        layout::CMDLINE_MAX
+    );
+    Ok(Kernel { cmdline: cmdline.into_bytes(), initrd, header: Vec::new() })
 }
 
 /// What every machine needs of KVM, by the name of the capability.
@@ -237,10 +273,11 @@ impl Devices<'_> {
         mut self,
         exit_register: BusAddr,
         debug: Option<crate::config::DebugConsole>,
+        line: Option<EventFd>,
         output: &Arc<Output>,
         input: &Arc<Input>,
     ) -> Result<Bus> {
-        let serial = Serial::new(output.clone(), input.clone());
+        let serial = Serial::new(output.clone(), input.clone(), line);
         self.insert(layout::CONSOLE, serial::LEN, "console", Box::new(serial))?;
         self.insert(layout::PANIC_REPORT, panic_report::LEN, "pvpanic", Box::new(PanicReport))?;
         for register in layout::STOP_REGISTERS {

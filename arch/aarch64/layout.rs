@@ -83,6 +83,15 @@ pub const FLAT_OFFSET: u64 = 0x8_0000;
 /// with few page tables (Linux v4.1 Documentation/arm64/booting.txt: within 512 MiB).
 pub const FDT_REACH: u64 = 512 << 20;
 
+/// `COMMAND_LINE_SIZE` of Linux on this architecture, less its zero byte.
+pub const CMDLINE_MAX: usize = 2047;
+
+/// In one gigabyte-aligned window of 32 GiB with the kernel (Linux v6.12
+/// Documentation/arch/arm64/booting.rst); RAM begins at such an address or below it.
+pub fn initrd_below(ram_start: u64) -> u64 {
+    (ram_start & !((1 << 30) - 1)).saturating_add(32 << 30)
+}
+
 /// RAM is one piece.
 pub fn ram(size: u64) -> Vec<RamRange> {
     vec![RamRange { start: RAM_START, len: size }]

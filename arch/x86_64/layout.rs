@@ -123,6 +123,14 @@ pub const LEGACY: RamRange = RamRange { start: 0x9_fc00, len: 0x6_0400 };
 /// (ACPI 6.5, 5.2.5.1 "Finding the RSDP on IA-PC Systems").
 pub const ACPI: RamRange = RamRange { start: 0xe_0000, len: 0x2_0000 };
 
+/// `COMMAND_LINE_SIZE` of Linux on this architecture, less its zero byte.
+pub const CMDLINE_MAX: usize = 2047;
+
+/// What a bzImage's `initrd_addr_max` has said since protocol 2.03.
+pub fn initrd_below(_ram_start: u64) -> u64 {
+    0x8000_0000
+}
+
 /// RAM, split around the hole below 4 GiB.
 pub fn ram(size: u64) -> Vec<RamRange> {
     if size <= HOLE {

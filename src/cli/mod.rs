@@ -127,6 +127,12 @@ struct Run {
     /// Set a register of the first CPU (repeatable)
     #[arg(long, value_name = "NAME=VALUE", value_parser = parse::register, allow_hyphen_values = true)]
     reg: Vec<(String, u64)>,
+    /// Add this to the kernel's command line
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, default_value = "")]
+    cmdline: String,
+    /// Give the kernel this initial RAM disk (repeatable: one behind the other)
+    #[arg(long, value_name = "FILE")]
+    initrd: Vec<PathBuf>,
     /// Give the guest RAM at exactly this place (repeatable)
     #[arg(long, value_name = "START:SIZE", value_parser = parse::ram, conflicts_with = "memory", allow_hyphen_values = true)]
     ram: Vec<RamRange>,

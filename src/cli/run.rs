@@ -50,6 +50,11 @@ pub fn image(options: Run) -> Result<u8> {
         config.wish = Wish { load: options.load, entry: options.entry };
         config.mode = options.mode;
         config.registers = options.reg;
+        config.cmdline = options.cmdline;
+        for path in &options.initrd {
+            let archive = Payload::open(path);
+            config.initrds.push(archive.with_context(|| path.display().to_string())?);
+        }
         config.cpus = options.cpus;
         config.debug_console = options.debug_console;
         config.exit_register = options.exit_register;

@@ -9,6 +9,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use vm_superio::{Serial as Uart, Trigger};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::answer;
 use crate::bus::Device;
@@ -26,11 +27,15 @@ const MCR_LOOP: u8 = 1 << 4;
 /// Line status register.
 const LSR: u64 = 5;
 
-/// No interrupt line yet: guests poll.
-struct NoLine;
-impl Trigger for NoLine {
+/// The line to the interrupt chips, where there are any: a write is an edge.
+struct Line(Option<EventFd>);
+impl Trigger for Line {
     type E = Infallible;
     fn trigger(&self) -> Result<(), Infallible> {
+        if let Some(line) = &self.0 {
+            // A full counter (EAGAIN) is an edge that has not been taken yet.
+            let _ = line.write(1);
+        }
         Ok(())
     }
 }
@@ -50,7 +55,7 @@ impl Write for Sent {
 
 /// The device.
 pub struct Serial {
-    uart: Uart<NoLine, vm_superio::serial::NoEvents, Sent>,
+    uart: Uart<Line, vm_superio::serial::NoEvents, Sent>,
     /// Room in the receiver's FIFO when it is empty.
     fifo_len: usize,
     output: Arc<Output>,
@@ -59,8 +64,8 @@ pub struct Serial {
 
 impl Serial {
     /// A 16550 between `output` and `input`.
-    pub fn new(output: Arc<Output>, input: Arc<Input>) -> Self {
-        let uart = Uart::new(NoLine, Sent::default());
+    pub fn new(output: Arc<Output>, input: Arc<Input>, line: Option<EventFd>) -> Self {
+        let uart = Uart::new(Line(line), Sent::default());
         Self { fifo_len: uart.fifo_capacity(), uart, output, input }
     }
 }

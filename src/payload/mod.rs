@@ -107,7 +107,13 @@ impl Payload {
     }
 
     /// Copies `len` bytes at `offset` into RAM at `guest_addr`, without a buffer in between.
-    fn place(&self, ram: &GuestRam, offset: u64, len: u64, guest_addr: u64) -> Result<()> {
+    pub(crate) fn place(
+        &self,
+        ram: &GuestRam,
+        offset: u64,
+        len: u64,
+        guest_addr: u64,
+    ) -> Result<()> {
         match self {
             Self::File(file, _) => {
                 let mut file = file;
