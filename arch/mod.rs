@@ -84,8 +84,6 @@ mod contract {
     /// What must exist before any vCPU does, for so many CPUs that start in this mode; called after
     /// the memory slots.
     const _: fn(&Kvm, &VmFd, usize, Mode) -> Result<Chips> = before_vcpus;
-    /// The console's line to the interrupt chips, if this machine has them.
-    const _: fn(&VmFd, &Chips) -> Result<Option<EventFd>> = console_line;
     /// Places the tables that a guest expects and works out its first registers.
     const _: Prepare = prepare;
     type Prepare =
@@ -94,6 +92,9 @@ mod contract {
     const _: fn(&VmFd, &Chips, usize, &Entry) -> Result<Vcpu> = Vcpu::new;
     /// What must wait until every vCPU exists.
     const _: fn(&Chips) -> Result<()> = after_vcpus;
+    /// Makes a write to the event an edge on the console's interrupt; called last, and only where
+    /// [`Mode::has_platform`].
+    const _: fn(&VmFd, &EventFd) -> Result<()> = wire_console;
     /// What makes the vCPU leave the guest.
     const _: fn(&mut Vcpu) -> Kick = Vcpu::kick;
     const fn runs<T: Run + Send>() {}

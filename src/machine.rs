@@ -95,9 +95,18 @@ impl Machine {
         let output = Arc::new(Output::new(config.console.output, wake.clone(), stopping.clone()));
         let input = Input::new(config.console.input, stopped.clone());
         let exit_register = config.exit_register.unwrap_or(layout::EXIT_REGISTER);
-        let line = arch::console_line(&vm, &chips)?;
+        let has_platform = mode.unwrap_or(arch::RULES.flat_mode).has_platform();
+        let line = has_platform
+            .then(|| event(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map(Arc::new))
+            .transpose()?;
         let devices = Devices { bus: Bus::default(), ram: &ram };
-        let bus = devices.insert_all(exit_register, config.debug_console, line, &output, &input)?;
+        let bus = devices.insert_all(
+            exit_register,
+            config.debug_console,
+            line.clone(),
+            &output,
+            &input,
+        )?;
 
         let mut places = Places::new(ram.ranges());
         let loaded =
@@ -113,6 +122,9 @@ impl Machine {
             })
             .collect::<Result<_>>()?;
         arch::after_vcpus(&chips)?;
+        if let Some(line) = &line {
+            arch::wire_console(&vm, line)?;
+        }
         kick::install_handler()?;
         Ok(Self {
             vcpus,
@@ -273,7 +285,7 @@ impl Devices<'_> {
         mut self,
         exit_register: BusAddr,
         debug: Option<crate::config::DebugConsole>,
-        line: Option<EventFd>,
+        line: Option<Arc<EventFd>>,
         output: &Arc<Output>,
         input: &Arc<Input>,
     ) -> Result<Bus> {

@@ -103,11 +103,9 @@ pub fn before_vcpus(_: &Kvm, vm: &VmFd, cpus: usize, _: Mode) -> Result<Chips> {
     Ok(Chips { gic, target, _vectors: vectors })
 }
 
-/// The console's line: a shared interrupt of the controller.
-pub fn console_line(vm: &VmFd, _: &Chips) -> Result<Option<EventFd>> {
-    let line = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).context("create an eventfd")?;
-    vm.register_irqfd(&line, layout::CONSOLE_SPI).context("wire the console's interrupt")?;
-    Ok(Some(line))
+/// Wires the console's interrupt, a shared one of the controller, which must be initialised.
+pub fn wire_console(vm: &VmFd, line: &EventFd) -> Result<()> {
+    vm.register_irqfd(line, layout::CONSOLE_SPI).context("wire the console's interrupt")
 }
 
 /// Initialises the interrupt controller.

@@ -57,8 +57,6 @@ pub struct Chips {
     /// The leaves that KVM supports.
     cpuid: CpuId,
     cpus: usize,
-    /// Local APICs, I/O APIC and PICs are in KVM; else at most local APICs are.
-    platform: bool,
 }
 
 /// Places KVM's own pages and makes the interrupt controllers: all of them for a guest that expects
@@ -81,17 +79,12 @@ pub fn before_vcpus(kvm: &Kvm, vm: &VmFd, cpus: usize, mode: Mode) -> Result<Chi
         let features = cpuid.as_mut_slice().iter_mut().filter(|leaf| leaf.function == 1);
         features.for_each(|leaf| leaf.ecx |= cpuid::TSC_DEADLINE);
     }
-    Ok(Chips { cpuid, cpus, platform })
+    Ok(Chips { cpuid, cpus })
 }
 
-/// The console's line, where there is an I/O APIC.
-pub fn console_line(vm: &VmFd, chips: &Chips) -> Result<Option<EventFd>> {
-    if !chips.platform {
-        return Ok(None);
-    }
-    let line = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).context("create an eventfd")?;
-    vm.register_irqfd(&line, layout::CONSOLE_LINE).context("wire the console's interrupt")?;
-    Ok(Some(line))
+/// Wires the console's interrupt.
+pub fn wire_console(vm: &VmFd, line: &EventFd) -> Result<()> {
+    vm.register_irqfd(line, layout::CONSOLE_LINE).context("wire the console's interrupt")
 }
 
 /// Nothing waits for the last vCPU here.

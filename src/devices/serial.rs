@@ -28,7 +28,7 @@ const MCR_LOOP: u8 = 1 << 4;
 const LSR: u64 = 5;
 
 /// The line to the interrupt chips, where there are any: a write is an edge.
-struct Line(Option<EventFd>);
+struct Line(Option<Arc<EventFd>>);
 impl Trigger for Line {
     type E = Infallible;
     fn trigger(&self) -> Result<(), Infallible> {
@@ -64,7 +64,7 @@ pub struct Serial {
 
 impl Serial {
     /// A 16550 between `output` and `input`.
-    pub fn new(output: Arc<Output>, input: Arc<Input>, line: Option<EventFd>) -> Self {
+    pub fn new(output: Arc<Output>, input: Arc<Input>, line: Option<Arc<EventFd>>) -> Self {
         let uart = Uart::new(Line(line), Sent::default());
         Self { fifo_len: uart.fifo_capacity(), uart, output, input }
     }
