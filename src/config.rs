@@ -52,6 +52,13 @@ pub struct Config {
     pub cpus: usize,
     /// The host's side of the console.
     pub console: Console,
+    /// Texts that end the guest well, any one of them, when the console shows it. A guest that
+    /// ends by itself without one has failed.
+    pub expect: Vec<String>,
+    /// Texts that end the guest as a failure when the console shows one.
+    pub fail_on: Vec<String>,
+    /// How long the guest may go without an exit.
+    pub no_progress: Option<Duration>,
     /// A debug console, if wanted.
     pub debug_console: Option<DebugConsole>,
     /// Where the exit register is, instead of its usual place.
@@ -88,6 +95,9 @@ impl Config {
             memory: Memory::Size(DEFAULT_MEMORY),
             cpus: 1,
             console,
+            expect: Vec::new(),
+            fail_on: Vec::new(),
+            no_progress: None,
             debug_console: None,
             exit_register: None,
             timeout: None,

@@ -11,7 +11,8 @@
 //! - [`machine`]: builds a machine in the one right order
 //! - [`event_loop`]: its threads, and what ends it; [`kick`]: makes a vCPU leave the guest
 //! - [`run`]: the run loop of one vCPU; [`exit`]: the vocabulary that it speaks
-//! - [`bus`]: addresses to devices; [`devices`]; [`console`]: the host's side of the guest's console
+//! - [`bus`]: addresses to devices; [`devices`]; [`irq`]: their interrupt lines
+//! - [`console`]: the host's side of the guest's console; [`terminal`]: raw and as it was
 //! - [`journal`]: counts and the last exits; [`trace`]: each exit in words
 //! - [`outcome`]: how it ended, and the process status; [`verdict`]: the same as JSON
 //! - [`host`]: what this host can do
@@ -23,7 +24,7 @@
 //! use bivisor::{config::Config, console::Console, guests, machine::Machine, payload::Payload};
 //!
 //! let image = Payload::Bytes(guests::find("hello").expect("it is embedded").image);
-//! let console = Console { output: std::fs::File::create("hello.txt")?, input: None };
+//! let console = Console::new(std::fs::File::create("hello.txt")?, None);
 //! let outcome = Machine::build(Config::new(image, console))?.run();
 //! assert_eq!(outcome.stop.status(), 0);
 //! # Ok(())
@@ -40,6 +41,7 @@ pub mod exit;
 pub mod host;
 pub mod host_memory;
 pub mod initrd;
+pub mod irq;
 pub mod journal;
 pub mod kick;
 pub mod layout_check;
@@ -50,6 +52,7 @@ pub mod payload;
 pub mod places;
 pub mod run;
 pub mod sys;
+pub mod terminal;
 pub mod trace;
 pub mod verdict;
 

@@ -16,12 +16,14 @@ use crate::arch::{self, layout};
 use crate::board::{Board, Kernel, Start};
 use crate::bus::{Bus, Device};
 use crate::config::{Config, Memory};
+use crate::console::watch::Watch;
 use crate::console::{Input, Output};
 use crate::devices::debug_console::DebugConsole;
 use crate::devices::exit_register::ExitRegister;
 use crate::devices::panic_report::{self, PanicReport};
 use crate::devices::serial::{self, Serial};
 use crate::exit::{BusAddr, Space};
+use crate::irq::Irq;
 use crate::memory::{GuestRam, RamRange, check_ranges};
 use crate::payload::Payload;
 use crate::places::Places;
@@ -67,6 +69,9 @@ pub struct Machine {
     pub(crate) stopping: Arc<AtomicBool>,
     pub(crate) trace: Option<Trace>,
     pub(crate) timeout: Option<Duration>,
+    pub(crate) no_progress: Option<Duration>,
+    /// The guest must not end by itself: its console must show a certain text first.
+    pub(crate) expects: bool,
     pub(crate) exit_limit: Option<(AtomicU64, u64)>,
     pub(crate) catch_signals: bool,
     pub(crate) build_time: Duration,
@@ -92,21 +97,22 @@ impl Machine {
         let wake = Arc::new(event(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
         let stopped = Arc::new(event(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
         let stopping = Arc::new(AtomicBool::new(false));
-        let output = Arc::new(Output::new(config.console.output, wake.clone(), stopping.clone()));
-        let input = Input::new(config.console.input, stopped.clone());
+        let console = config.console;
+        let to = (console.output, console.name, console.nature);
+        let last_line = config.no_progress.is_some();
+        let watch = Watch::new(&config.expect, &config.fail_on, last_line);
+        let output = Arc::new(Output::new(to, wake.clone(), stopping.clone(), watch));
+        let input = Input::new(console.input, console.nature, stopped.clone());
         let exit_register = config.exit_register.unwrap_or(layout::EXIT_REGISTER);
         let has_platform = mode.unwrap_or(arch::RULES.flat_mode).has_platform();
-        let line = has_platform
-            .then(|| event(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map(Arc::new))
-            .transpose()?;
+        let line =
+            has_platform.then(|| event(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)).transpose()?;
+        let irq = match &line {
+            Some(line) => Irq::new(line.try_clone().context("copy an eventfd")?),
+            None => Irq::none(),
+        };
         let devices = Devices { bus: Bus::default(), ram: &ram };
-        let bus = devices.insert_all(
-            exit_register,
-            config.debug_console,
-            line.clone(),
-            &output,
-            &input,
-        )?;
+        let bus = devices.insert_all(exit_register, config.debug_console, irq, &output, &input)?;
 
         let mut places = Places::new(ram.ranges());
         let loaded =
@@ -139,6 +145,8 @@ impl Machine {
             stopping,
             trace: config.trace.map(Trace),
             timeout: config.timeout,
+            no_progress: config.no_progress,
+            expects: !config.expect.is_empty(),
             exit_limit: config.max_exits.map(|limit| (AtomicU64::new(limit), limit)),
             catch_signals: config.catch_signals,
             build_time: began.elapsed(),
@@ -285,11 +293,11 @@ impl Devices<'_> {
         mut self,
         exit_register: BusAddr,
         debug: Option<crate::config::DebugConsole>,
-        line: Option<Arc<EventFd>>,
+        irq: Irq,
         output: &Arc<Output>,
         input: &Arc<Input>,
     ) -> Result<Bus> {
-        let serial = Serial::new(output.clone(), input.clone(), line);
+        let serial = Serial::new(output.clone(), input.clone(), irq);
         self.insert(layout::CONSOLE, serial::LEN, "console", Box::new(serial))?;
         self.insert(layout::PANIC_REPORT, panic_report::LEN, "pvpanic", Box::new(PanicReport))?;
         for register in layout::STOP_REGISTERS {

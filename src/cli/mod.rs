@@ -1,6 +1,7 @@
 //! The command line: its syntax here, what each command means in a file of its own.
 
 mod check;
+mod console;
 mod guests;
 mod parse;
 mod run;
@@ -32,9 +33,10 @@ Exit status:
   0        the guest powered off, or wrote 0 to the exit register
   1-119    what the guest wrote to the exit register
   120      the guest asked for a reset
+  121      the console showed a --fail-on text, or never the --expect text
   122      the guest reported a panic
   123      the guest crashed
-  124      the guest's time or exits were over (--timeout, --max-exits)
+  124      a limit was reached (--timeout, --max-exits, --no-progress)
   125      bivisor or the host failed, usage included
   126      the image can't be run here
   128+n    ended by signal n
@@ -81,7 +83,11 @@ ADDR, SIZE and VALUE are decimal or, after 0x, hexadecimal; K, M, G and T multip
 
 Examples:
   bivisor run kernel.elf --memory 256M --cpus 2 --timeout 10s
-  bivisor run kernel.bin --load 0x1000 --debug-console port:0xf1 --trace";
+  bivisor run kernel.bin --load 0x1000 --debug-console port:0xf1 --trace
+  bivisor run kernel.elf --expect 'all tests passed' --fail-on PANIC --no-progress 30s
+  bivisor run kernel.elf --console pty
+
+While the guest reads from a terminal: Ctrl-A x ends it, Ctrl-A h shows more keys.";
 
 #[derive(Subcommand)]
 enum Guests {
@@ -106,6 +112,8 @@ struct Limits {
     /// Show each exit in words, on standard error or in FILE
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = "-")]
     trace: Option<PathBuf>,
+    #[command(flatten)]
+    console: console::ConsoleOptions,
     /// Write how the guest ended, as one line of JSON, to FILE or (-) to standard output
     #[arg(long, value_name = "FILE|-")]
     verdict: Option<PathBuf>,
