@@ -123,6 +123,20 @@ fn hello_asks_little_of_the_host_before_its_guest_runs() {
     assert!(total <= AT_MOST, "{total} system calls, more than {AT_MOST}; by number: {counts:?}");
 }
 
+/// Bytes that the program promises to stay below: a download of a second on a slow line.
+const PROGRAM_LEN: u64 = 2_000_000;
+
+fn the_program_is_small() {
+    let len = std::fs::metadata(env!("CARGO_BIN_EXE_bivisor")).expect("it was built").len();
+    println!("the program has {len} bytes");
+    assert!(len < PROGRAM_LEN, "{len} bytes, not below {PROGRAM_LEN}");
+}
+
+/// This is the program that people get: a debug build is some ten times as large.
+fn release() -> Option<String> {
+    cfg!(debug_assertions).then(|| "is about a release build (cargo test --release)".into())
+}
+
 /// This process may trace what it starts. Tried in a child that never becomes a program.
 fn tracing() -> Option<String> {
     let mut command = bivisor("hello").command;
@@ -140,5 +154,6 @@ fn tracing() -> Option<String> {
 fn main() {
     common::conclude(cases![
         hello_asks_little_of_the_host_before_its_guest_runs, kvm, tracing;
+        the_program_is_small, release;
     ]);
 }
