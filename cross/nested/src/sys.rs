@@ -251,13 +251,34 @@ pub fn load_module(file: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// `KVM_CREATE_VM` (KVM API, 4.2), with machine type 0.
-pub fn create_idle_vm(kvm: &File) -> io::Result<OwnedFd> {
-    const KVM_CREATE_VM: u32 = 0xae01;
-    // SAFETY: this ioctl takes an integer.
-    let fd = check(unsafe { libc::ioctl(kvm.as_raw_fd(), KVM_CREATE_VM as _, 0) })?;
-    // SAFETY: KVM just made it, and nobody else owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+/// Requests of KVM that take an integer, and give a descriptor or nothing (KVM API, 4.2, 4.7, 4.24).
+#[derive(Clone, Copy)]
+pub enum Kvm {
+    CreateVm = 0xae01,
+    CreateVcpu = 0xae41,
+    CreateIrqchip = 0xae60,
+}
+
+pub fn kvm(file: &impl AsRawFd, request: Kvm, number: u64) -> io::Result<Option<OwnedFd>> {
+    // SAFETY: none of these requests takes a pointer.
+    let fd = check(unsafe { libc::ioctl(file.as_raw_fd(), request as _, number) })?;
+    // SAFETY: where KVM makes a descriptor, nobody else owns it. It is never 0: that is taken.
+    Ok((fd > 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) }))
+}
+
+/// Clears a vCPU's `apic_base` (KVM API, 4.13 and 4.14; the number of bytes is part of the requests).
+#[cfg(target_arch = "x86_64")]
+pub fn switch_apic_off(vcpu: &OwnedFd) -> io::Result<()> {
+    const KVM_GET_SREGS: u64 = 0x8138_ae83;
+    const KVM_SET_SREGS: u64 = 0x4138_ae84;
+    const APIC_BASE: usize = 272 / 8;
+    let mut sregs = [0u64; 0x138 / 8];
+    // SAFETY: the array has as many bytes as the request says, and its alignment.
+    check(unsafe { libc::ioctl(vcpu.as_raw_fd(), KVM_GET_SREGS as _, sregs.as_mut_ptr()) })?;
+    sregs[APIC_BASE] = 0;
+    // SAFETY: as above.
+    check(unsafe { libc::ioctl(vcpu.as_raw_fd(), KVM_SET_SREGS as _, sregs.as_ptr()) })?;
+    Ok(())
 }
 
 /// Sets the loopback interface up.

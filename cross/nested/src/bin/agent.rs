@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use nested::sys::{self, Wait};
+use nested::sys::{self, Kvm, Wait};
 use nested::{CHUNK, Frame, HOST, Kind, PORT, WINDOW, Wire, unpack};
 
 const BEAT: Duration = Duration::from_secs(1);
@@ -43,7 +43,7 @@ fn main() {
 }
 
 /// Mounts, modules, loopback. Returns what must stay open.
-fn prepare() -> io::Result<Option<OwnedFd>> {
+fn prepare() -> io::Result<Vec<OwnedFd>> {
     mount_kernel_folders(Path::new("/"))?;
     let mut modules: Vec<PathBuf> =
         fs::read_dir("/modules")?.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>()?;
@@ -59,23 +59,39 @@ fn prepare() -> io::Result<Option<OwnedFd>> {
     if let Err(e) = sys::loopback_up() {
         eprintln!("agent: set the loopback interface up: {e}");
     }
-    hold_idle_vm()
+    Ok(hold_idle_vms())
 }
 
-/// Without this, an emulated x86-64 host hung in about one of fifty guest starts: the first
-/// and the last VM switch a static key in KVM, and patching code does not go well under TCG.
-fn hold_idle_vm() -> io::Result<Option<OwnedFd>> {
-    if !cfg!(target_arch = "x86_64") {
-        return Ok(None);
+/// Keeps VMs open that do nothing, so that those of the jobs are never the first or the last of
+/// their kind. KVM has a branch in its code and in the scheduler's patched at each such moment
+/// (its static keys). QEMU before 8.1 may translate code for one CPU while another changes it, and
+/// then goes on running what was there: hosts hung, died, and gave guests spurious interrupts.
+fn hold_idle_vms() -> Vec<OwnedFd> {
+    let mut held = Vec::new();
+    if let Err(e) = open_idle_vms(&mut held) {
+        eprintln!("agent: hold idle VMs: {e}");
     }
-    let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm");
-    match kvm.and_then(|kvm| sys::create_idle_vm(&kvm)) {
-        Ok(vm) => Ok(Some(vm)),
-        Err(e) => {
-            eprintln!("agent: hold an idle VM: {e}");
-            Ok(None)
-        }
+    held
+}
+
+fn open_idle_vms(held: &mut Vec<OwnedFd>) -> io::Result<()> {
+    let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm")?;
+    // preempt_notifier_key: there is a VM.
+    let plain = sys::kvm(&kvm, Kvm::CreateVm, 0)?.ok_or(io::ErrorKind::Other)?;
+    #[cfg(target_arch = "x86_64")]
+    {
+        // kvm_has_noapic_vcpu: there is a vCPU without an APIC in the kernel.
+        held.extend(sys::kvm(&plain, Kvm::CreateVcpu, 0)?);
+        // apic_sw_disabled and apic_hw_disabled: there is one whose APIC is off in either way.
+        let chips = sys::kvm(&kvm, Kvm::CreateVm, 0)?.ok_or(io::ErrorKind::Other)?;
+        sys::kvm(&chips, Kvm::CreateIrqchip, 0)?;
+        held.extend(sys::kvm(&chips, Kvm::CreateVcpu, 0)?);
+        let off = sys::kvm(&chips, Kvm::CreateVcpu, 1)?.ok_or(io::ErrorKind::Other)?;
+        sys::switch_apic_off(&off)?;
+        held.extend([chips, off]);
     }
+    held.push(plain);
+    Ok(())
 }
 
 /// The port named [`PORT`], once its driver has found it and the other end is there.
@@ -103,7 +119,7 @@ fn open_port() -> io::Result<File> {
     Err(io::Error::other(format!("no virtio-serial port {PORT}")))
 }
 
-fn serve(_idle_vm: Option<OwnedFd>) -> io::Result<()> {
+fn serve(_idle_vms: Vec<OwnedFd>) -> io::Result<()> {
     let mut wire = Wire::new(open_port()?);
     let mut sessions: HashMap<u16, Session> = HashMap::new();
     let mut next_beat = Instant::now() + BEAT;
