@@ -8,7 +8,7 @@ use std::process::Stdio;
 use libtest_mimic::Trial;
 
 use crate::common::{Run, bivisor, cases, root};
-use crate::{FAILURE, SOON, check, check_refusal};
+use crate::{FAILURE, check, check_refusal, soon};
 
 pub fn trials() -> Vec<Trial> {
     cases![each_thing_that_is_wrong_with_dev_kvm_is_told, mounts;]
@@ -99,7 +99,7 @@ fn each_thing_that_is_wrong_with_dev_kvm_is_told() {
     let mut told = Vec::new();
     for command in ["hello", "check"] {
         for (change, named) in changes {
-            let ran = with_dev(bivisor(command), change).patience(SOON).finish();
+            let ran = with_dev(bivisor(command), change).patience(soon()).finish();
             check_refusal(&ran, FAILURE, &["/dev/kvm", named]);
             told.push(ran.stderr);
         }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use libtest_mimic::Trial;
 
 use crate::common::{Ran, Run, bivisor, cases, folder, kvm, run_guest, wait};
-use crate::{FAILURE, SOON, check, check_refusal};
+use crate::{FAILURE, check, check_refusal, soon};
 
 pub fn trials() -> Vec<Trial> {
     cases![
@@ -28,9 +28,9 @@ fn hello_into(stdout: impl Into<Stdio>) -> Ran {
     let child = command.stdin(Stdio::null()).stdout(stdout).stderr(Stdio::piped()).spawn();
     let mut child = child.unwrap();
     let mut stderr = child.stderr.take().unwrap();
-    let status = wait(&mut child, SOON).expect("it ends soon");
+    let status = wait(&mut child, soon()).expect("it ends soon");
     let stderr = io::read_to_string(&mut stderr).unwrap();
-    Ran { stdout: Vec::new(), stderr, status, took: SOON }
+    Ran { stdout: Vec::new(), stderr, status, took: soon() }
 }
 
 fn a_stdout_that_takes_nothing_is_an_error() {
@@ -51,13 +51,13 @@ fn without(mut run: Run, fd: i32) -> Run {
 }
 
 fn a_closed_stdout_is_an_error() {
-    let ran = without(bivisor("hello"), libc::STDOUT_FILENO).patience(SOON).finish();
+    let ran = without(bivisor("hello"), libc::STDOUT_FILENO).patience(soon()).finish();
     check_refusal(&ran, FAILURE, &["standard output"]);
 }
 
 fn a_closed_stdin_or_stderr_is_none() {
     for fd in [libc::STDIN_FILENO, libc::STDERR_FILENO] {
-        let ran = without(bivisor("hello"), fd).patience(SOON).finish();
+        let ran = without(bivisor("hello"), fd).patience(soon()).finish();
         assert_eq!((ran.text().as_str(), ran.status), ("Hello, world!\n", 0), "{ran:?}");
     }
 }
@@ -68,7 +68,7 @@ fn an_input_that_can_not_be_read_is_at_its_end() {
         let mut command = run_guest(&folder, "echo", str::to_owned).command;
         command.stdin(File::open(path).unwrap()).stdout(Stdio::null());
         let mut child = command.spawn().unwrap();
-        assert_eq!(wait(&mut child, SOON), Some(0), "{path:?}");
+        assert_eq!(wait(&mut child, soon()), Some(0), "{path:?}");
     }
 }
 
@@ -83,6 +83,6 @@ fn a_reader_that_leaves_ends_an_endless_guest() {
     drop(output);
     let status = wait(&mut child, Duration::from_secs(60));
     let stderr = io::read_to_string(child.stderr.take().unwrap()).unwrap();
-    let ran = Ran { stdout: vec![], stderr, status: status.unwrap_or(-1), took: SOON };
+    let ran = Ran { stdout: vec![], stderr, status: status.unwrap_or(-1), took: soon() };
     check_refusal(&ran, FAILURE, &["standard output"]);
 }
