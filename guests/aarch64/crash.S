@@ -1,10 +1,10 @@
-// Crashes: an access to a device by an instruction that can't be emulated.
+// Crashes: an undefined instruction where nobody handles exceptions.
 // Options:
 
-// The processor tells its hypervisor what a faulting load or store was about to do, but only for
-// those of one register. For a pair, KVM would have to decode the instruction, and does not.
+// The processor goes to the vector for exceptions at VBAR_EL1, which this guest never set. The
+// vectors that are there until a guest brings its own say so to the monitor.
 
-    mov x2, #0                      // nothing is there
-    ldp x0, x1, [x2]
+    mov x0, #42                     // registers are as they were: look at the report
+    udf #0
     mov x1, #EXIT                   // not reached
     str wzr, [x1]

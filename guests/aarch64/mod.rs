@@ -13,6 +13,7 @@ crate::guests::embed! { "machine.inc":
     exits "exits.S"
     smp "smp.S"
     crash "crash.S"
+    unemulated "unemulated.S"
     reset "reset.S"
     poweroff "poweroff.S"
     panic "panic.S"

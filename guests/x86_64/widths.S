@@ -2,8 +2,7 @@
 // Options: --mode long --debug-console mmio:0xd0000000,as=numbers --reg rdi=0xd0000000
 
 // Every write shows as a number. What is read, where there is nothing, is all ones, just as many
-// as were asked for; the 8-byte writes after the reads show how many arrived. A narrow read that
-// is sign-extended fills the register.
+// as were asked for; the 8-byte writes after the reads show how many arrived.
 
 .code64
 .Lwidths:
@@ -20,8 +19,6 @@
     mov eax, [rdi + 0x100]
     mov [rdi], rax
     mov rax, [rdi + 0x100]
-    mov [rdi], rax
-    movsx rax, byte ptr [rdi + 0x100]
     mov [rdi], rax
     xor eax, eax
     out EXIT, eax

@@ -1,0 +1,52 @@
+//! ELF files made by hand, as small as they can be (System V ABI, chapters 4 and 5).
+
+/// One `PT_LOAD` segment: where it goes, its bytes, and how many zero bytes follow them.
+pub struct Segment<'a> {
+    pub guest_addr: u64,
+    pub bytes: &'a [u8],
+    pub zeros: u64,
+}
+
+const ET_EXEC: u16 = 2;
+const PT_LOAD: u32 = 1;
+const ALL_ACCESS: u32 = 7;
+
+/// Appends little-endian numbers, each in as many bytes as its type has.
+macro_rules! put {
+    ($to:expr, $($value:expr),* $(,)?) => { $( $to.extend_from_slice(&$value.to_le_bytes()); )* };
+}
+
+/// An ELF64 executable.
+pub fn elf64(machine: u16, entry: u64, segments: &[Segment]) -> Vec<u8> {
+    const HEADER: u16 = 64;
+    const PROGRAM_HEADER: u16 = 56;
+    let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
+    put!(file, ET_EXEC, machine, 1u32, entry, u64::from(HEADER), 0u64, 0u32);
+    put!(file, HEADER, PROGRAM_HEADER, segments.len() as u16, 0u16, 0u16, 0u16);
+    let mut offset = u64::from(HEADER) + u64::from(PROGRAM_HEADER) * segments.len() as u64;
+    for segment in segments {
+        let len = segment.bytes.len() as u64;
+        put!(file, PT_LOAD, ALL_ACCESS, offset, segment.guest_addr, segment.guest_addr);
+        put!(file, len, len + segment.zeros, 1u64);
+        offset += len;
+    }
+    segments.iter().for_each(|segment| file.extend_from_slice(segment.bytes));
+    file
+}
+
+/// An ELF32 executable.
+pub fn elf32(machine: u16, entry: u32, segments: &[Segment]) -> Vec<u8> {
+    const HEADER: u16 = 52;
+    const PROGRAM_HEADER: u16 = 32;
+    let mut file = b"\x7fELF\x01\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
+    put!(file, ET_EXEC, machine, 1u32, entry, u32::from(HEADER), 0u32, 0u32);
+    put!(file, HEADER, PROGRAM_HEADER, segments.len() as u16, 0u16, 0u16, 0u16);
+    let mut offset = u32::from(HEADER) + u32::from(PROGRAM_HEADER) * segments.len() as u32;
+    for segment in segments {
+        let (at, len) = (segment.guest_addr as u32, segment.bytes.len() as u32);
+        put!(file, PT_LOAD, offset, at, at, len, len + segment.zeros as u32, ALL_ACCESS, 1u32);
+        offset += len;
+    }
+    segments.iter().for_each(|segment| file.extend_from_slice(segment.bytes));
+    file
+}

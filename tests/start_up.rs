@@ -1,0 +1,159 @@
+//! Counts what bivisor asks of the host's kernel from its start to the guest's first instruction.
+//!
+//! A count, unlike a time, does not depend on the machine's load. The counter is this program: it
+//! traces `bivisor hello`, all of its threads, and needs no strace.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::io::Error;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Stdio};
+
+use common::{bivisor, cases, kvm};
+
+/// The promise of `bivisor hello` as an ordinary, dynamically linked program. A static one has
+/// musl's allocator, which asks the kernel for a page or two at a time, and gives them back.
+const AT_MOST: usize = if cfg!(target_env = "musl") { 110 } else { 90 };
+
+/// KVM_RUN (KVM API 4.10).
+const KVM_RUN: u64 = 0xae80;
+
+/// ptrace(2), PTRACE_GET_SYSCALL_INFO: the same on every architecture.
+const PTRACE_GET_SYSCALL_INFO: u32 = 0x420e;
+const PTRACE_SYSCALL_INFO_ENTRY: u8 = 1;
+/// Stops at a system call have this bit in their signal number (PTRACE_O_TRACESYSGOOD).
+const SYSCALL_STOP: i32 = libc::SIGTRAP | 0x80;
+
+/// `struct ptrace_syscall_info` of linux/ptrace.h, as it is at a system call's entry.
+#[repr(C)]
+#[derive(Default)]
+struct SyscallInfo {
+    op: u8,
+    arch: u32,
+    instruction_pointer: u64,
+    stack_pointer: u64,
+    number: u64,
+    arguments: [u64; 6],
+}
+
+/// One ptrace request on a thread; panics where it fails, since the tracee is ours and stopped.
+fn ptrace(request: u32, thread: i32, address: usize, data: usize) {
+    // SAFETY: `data` is a number, or the address of a place of `address` bytes that outlives this.
+    let result = unsafe { libc::ptrace(request as _, thread, address, data) };
+    assert_ne!(result, -1, "ptrace {request:#x}: {}", Error::last_os_error());
+}
+
+/// The system call that `thread` has just stopped at, if it is at one's entry.
+fn entered(thread: i32) -> Option<SyscallInfo> {
+    let mut info = SyscallInfo::default();
+    let place = &raw mut info;
+    ptrace(PTRACE_GET_SYSCALL_INFO, thread, size_of_val(&info), place as usize);
+    (info.op == PTRACE_SYSCALL_INFO_ENTRY).then_some(info)
+}
+
+/// Has the calling process traced by its parent.
+fn trace_me() -> Result<(), Error> {
+    // SAFETY: has no argument.
+    match unsafe { libc::ptrace(libc::PTRACE_TRACEME) } {
+        -1 => Err(Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// Starts `bivisor hello`, stopped at its first instruction.
+fn start() -> Child {
+    let mut command = bivisor("hello").command;
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    // cargo has the dynamic linker search its own folders first, which nobody else does.
+    command.env_remove("LD_LIBRARY_PATH");
+    // SAFETY: `trace_me` makes one system call.
+    unsafe { command.pre_exec(trace_me) };
+    command.spawn().expect("start bivisor")
+}
+
+/// Waits for any thread that this thread traces, and gives its number and its status.
+fn wait() -> (i32, i32) {
+    let mut status = 0;
+    // SAFETY: the status has a place.
+    let thread = unsafe { libc::waitpid(-1, &mut status, libc::__WALL | libc::__WNOTHREAD) };
+    assert_ne!(thread, -1, "bivisor ended before its guest ran");
+    (thread, status)
+}
+
+/// The system calls before the first KVM_RUN by number, the execve included.
+fn count() -> BTreeMap<u64, usize> {
+    let mut child = start();
+    let (first, _) = wait();
+    let options = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_EXITKILL;
+    ptrace(libc::PTRACE_SETOPTIONS as _, first, 0, options as usize);
+    ptrace(libc::PTRACE_SYSCALL as _, first, 0, 0);
+    let mut counts = BTreeMap::from([(libc::SYS_execve as u64, 1)]);
+    loop {
+        let (thread, status) = wait();
+        if !libc::WIFSTOPPED(status) {
+            continue;
+        }
+        let signal = libc::WSTOPSIG(status);
+        if signal == SYSCALL_STOP
+            && let Some(call) = entered(thread)
+        {
+            if call.number == libc::SYS_ioctl as u64 && call.arguments[1] == KVM_RUN {
+                break;
+            }
+            *counts.entry(call.number).or_default() += 1;
+        }
+        // The stops of ptrace itself are no signals for the thread; others are.
+        let own = matches!(signal, SYSCALL_STOP | libc::SIGTRAP | libc::SIGSTOP);
+        let signal = if own { 0 } else { signal };
+        ptrace(libc::PTRACE_SYSCALL as _, thread, 0, signal as usize);
+    }
+    child.kill().expect("kill bivisor");
+    // Its threads are this thread's tracees, and all must be waited for.
+    while wait().0 != first {}
+    // So this finds nothing left to do.
+    let _ = child.wait();
+    counts
+}
+
+fn hello_asks_little_of_the_host_before_its_guest_runs() {
+    let counts = count();
+    let total: usize = counts.values().sum();
+    println!("{total} system calls before the first KVM_RUN, by number: {counts:?}");
+    assert!(total <= AT_MOST, "{total} system calls, more than {AT_MOST}; by number: {counts:?}");
+}
+
+/// Bytes that the program promises to stay below: a download of a second on a slow line.
+const PROGRAM_LEN: u64 = 2_000_000;
+
+fn the_program_is_small() {
+    let len = std::fs::metadata(env!("CARGO_BIN_EXE_bivisor")).expect("it was built").len();
+    println!("the program has {len} bytes");
+    assert!(len < PROGRAM_LEN, "{len} bytes, not below {PROGRAM_LEN}");
+}
+
+/// This is the program that people get: a debug build is some ten times as large.
+fn release() -> Option<String> {
+    cfg!(debug_assertions).then(|| "is about a release build (cargo test --release)".into())
+}
+
+/// This process may trace what it starts. Tried in a child that never becomes a program.
+fn tracing() -> Option<String> {
+    let mut command = bivisor("hello").command;
+    let probe = || match trace_me() {
+        Ok(()) => Err(Error::from_raw_os_error(libc::ECANCELED)),
+        failure => failure,
+    };
+    // SAFETY: the closure makes one system call.
+    unsafe { command.pre_exec(probe) };
+    let error = command.spawn().err()?;
+    let may = error.raw_os_error() == Some(libc::ECANCELED);
+    (!may).then(|| format!("needs to trace a program: {error}"))
+}
+
+fn main() {
+    common::conclude(cases![
+        hello_asks_little_of_the_host_before_its_guest_runs, kvm, tracing;
+        the_program_is_small, release;
+    ]);
+}
