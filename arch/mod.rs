@@ -38,7 +38,7 @@ mod contract {
     use vmm_sys_util::eventfd::EventFd;
 
     use super::*;
-    use crate::board::{Board, Finding, Start, StopRegister};
+    use crate::board::{Board, Extra, Finding, Start, StopRegister};
     use crate::exit::BusAddr;
     use crate::kick::Kick;
     use crate::layout_check::Region;
@@ -51,6 +51,8 @@ mod contract {
     const _: &str = NAME;
     /// Where the devices that every machine has lie.
     const _: [BusAddr; 3] = [layout::CONSOLE, layout::EXIT_REGISTER, layout::PANIC_REPORT];
+    /// Devices of this platform alone.
+    const _: &[(Extra, BusAddr)] = layout::EXTRAS;
     /// The platform's own ways to be switched off or reset.
     const _: &[StopRegister] = layout::STOP_REGISTERS;
     /// Memory addresses that KVM or a device takes and RAM therefore may not cover.

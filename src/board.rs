@@ -67,6 +67,15 @@ pub struct StopRegister {
     pub reads: u64,
 }
 
+/// A device that a platform is known for, beside those that every machine has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extra {
+    /// A PL011 UART, on the same console.
+    Pl011,
+    /// A PL031 real-time clock.
+    Pl031,
+}
+
 /// One line of what a host can do: a machine-readable key, and the value in words.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {

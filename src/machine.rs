@@ -13,7 +13,7 @@ use kvm_ioctls::{Cap, Kvm, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::{self, layout};
-use crate::board::{Board, Kernel, Start};
+use crate::board::{Board, Extra, Kernel, Start};
 use crate::bus::{Bus, Device};
 use crate::config::{Config, Memory};
 use crate::console::watch::Watch;
@@ -21,6 +21,8 @@ use crate::console::{Input, Output};
 use crate::devices::debug_console::DebugConsole;
 use crate::devices::exit_register::ExitRegister;
 use crate::devices::panic_report::{self, PanicReport};
+use crate::devices::pl011::{self, Pl011};
+use crate::devices::rtc::{self, Pl031};
 use crate::devices::serial::{self, Serial};
 use crate::exit::{BusAddr, Space};
 use crate::irq::Irq;
@@ -300,6 +302,18 @@ impl Devices<'_> {
         let serial = Serial::new(output.clone(), input.clone(), irq);
         self.insert(layout::CONSOLE, serial::LEN, "console", Box::new(serial))?;
         self.insert(layout::PANIC_REPORT, panic_report::LEN, "pvpanic", Box::new(PanicReport))?;
+        for (extra, at) in layout::EXTRAS {
+            match extra {
+                Extra::Pl011 => {
+                    // No line: code that knows this address polls.
+                    let uart = Pl011::new(output.clone(), input.clone(), Irq::none());
+                    self.insert(*at, pl011::LEN, "PL011", Box::new(uart))?;
+                }
+                Extra::Pl031 => {
+                    self.insert(*at, rtc::LEN, "PL031", Box::new(Pl031::default()))?;
+                }
+            }
+        }
         for register in layout::STOP_REGISTERS {
             self.insert(register.at, register.len, register.name, Box::new(*register))?;
         }

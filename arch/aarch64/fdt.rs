@@ -20,8 +20,12 @@ pub enum Gic {
     V3,
 }
 
-/// The interrupt controller's handle: there is only one thing to refer to.
+/// Handles of what other nodes refer to.
 const GIC_PHANDLE: u32 = 1;
+const CLOCK_PHANDLE: u32 = 2;
+
+/// The bus clock of `virt`, in Hz. Nothing depends on it.
+const BUS_CLOCK: u32 = 24_000_000;
 
 /// Interrupt specifiers (arm,gic.yaml): a private peripheral interrupt, active low.
 const PPI: u32 = 1;
@@ -97,12 +101,23 @@ fn write(board: &Board, kernel: &Kernel, gic: Gic) -> Result<Vec<u8>, Error> {
 
     write_gic(&mut fdt, board, gic)?;
 
-    write_device(&mut fdt, "serial", layout::CONSOLE, 8, "ns16550a", |fdt| {
+    write_device(&mut fdt, "serial", layout::CONSOLE, 8, &["ns16550a"], |fdt| {
         fdt.property_array_u32("interrupts", &[SPI, layout::CONSOLE_SPI, EDGE_RISING])?;
         fdt.property_u32("clock-frequency", UART_CLOCK)
     })?;
-    write_device(&mut fdt, "pvpanic", layout::PANIC_REPORT, 2, "qemu,pvpanic-mmio", |_| Ok(()))?;
-    write_device(&mut fdt, "exit", board.exit_register, 8, "bivisor,exit-register", |_| Ok(()))?;
+    // A primecell's driver asks for the clock of its bus.
+    let clock = fdt.begin_node("apb-pclk")?;
+    fdt.property_string("compatible", "fixed-clock")?;
+    fdt.property_u32("#clock-cells", 0)?;
+    fdt.property_u32("clock-frequency", BUS_CLOCK)?;
+    fdt.property_phandle(CLOCK_PHANDLE)?;
+    fdt.end_node(clock)?;
+    write_device(&mut fdt, "rtc", layout::PL031, 0x1000, &["arm,pl031", "arm,primecell"], |fdt| {
+        fdt.property_u32("clocks", CLOCK_PHANDLE)?;
+        fdt.property_string("clock-names", "apb_pclk")
+    })?;
+    write_device(&mut fdt, "pvpanic", layout::PANIC_REPORT, 2, &["qemu,pvpanic-mmio"], |_| Ok(()))?;
+    write_device(&mut fdt, "exit", board.exit_register, 8, &["bivisor,exit-register"], |_| Ok(()))?;
 
     fdt.end_node(root)?;
     fdt.finish()
@@ -144,12 +159,13 @@ fn write_device(
     name: &str,
     at: BusAddr,
     len: u64,
-    compatible: &str,
+    compatible: &[&str],
     more: impl FnOnce(&mut FdtWriter) -> Result<(), Error>,
 ) -> Result<(), Error> {
     debug_assert_eq!(at.space, Space::Memory, "this architecture has no ports");
     let node = fdt.begin_node(&format!("{name}@{:x}", at.addr))?;
-    fdt.property_string("compatible", compatible)?;
+    let names = compatible.iter().map(|name| name.to_string()).collect();
+    fdt.property_string_list("compatible", names)?;
     fdt.property_array_u64("reg", &[at.addr, len])?;
     more(fdt)?;
     fdt.end_node(node)

@@ -7,6 +7,8 @@
 //! 0x0801_0000  GICv2 CPU interface
 //! 0x0808_0000  GICv3 interrupt translation service
 //! 0x080a_0000  GICv3 redistributors, 128 KiB for each of 123 CPUs
+//! 0x0900_0000  PL011, on the same console
+//! 0x0901_0000  PL031
 //! 0x0910_0000  console (16550)
 //! 0x0911_0000  exit register
 //! 0x0912_0000  pvpanic
@@ -15,7 +17,7 @@
 //! 0x4000_0000  RAM; a flat image at +0x8_0000
 //! ```
 
-use crate::board::StopRegister;
+use crate::board::{Extra, StopRegister};
 use crate::exit::BusAddr;
 use crate::layout_check::{Region, ascending_and_disjoint};
 use crate::memory::RamRange;
@@ -34,6 +36,13 @@ pub const GIC_ITS: Region = Region { name: "GIC ITS", start: 0x0808_0000, len: 0
 /// Bytes of one CPU's redistributor: the RD and the SGI frame (Arm IHI 0069, "GIC Redistributor
 /// register map").
 pub const GIC_REDISTRIBUTOR_LEN: u64 = 0x2_0000;
+
+/// Where `virt` has its UART: bare-metal code made for that board prints there.
+const PL011: BusAddr = BusAddr::memory(0x0900_0000);
+/// Where `virt` has its clock.
+pub const PL031: BusAddr = BusAddr::memory(0x0901_0000);
+/// Devices of this platform alone.
+pub const EXTRAS: &[(Extra, BusAddr)] = &[(Extra::Pl011, PL011), (Extra::Pl031, PL031)];
 
 /// Our choice: past what `virt` has at 0x0900_0000 (a PL011, an RTC and more), a page of its own.
 pub const CONSOLE: BusAddr = BusAddr::memory(0x0910_0000);
@@ -65,6 +74,8 @@ pub const WINDOWS: &[Region] = &[
     GIC_CPU_INTERFACE,
     GIC_ITS,
     GIC_REDISTRIBUTORS,
+    Region { name: "PL011", start: PL011.addr, len: PAGE },
+    Region { name: "PL031", start: PL031.addr, len: PAGE },
     Region { name: "console", start: CONSOLE.addr, len: PAGE },
     Region { name: "pvpanic", start: PANIC_REPORT.addr, len: PAGE },
     VECTORS,

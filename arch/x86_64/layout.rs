@@ -11,13 +11,16 @@
 //!                                           0x0cf9          reset control
 //! ```
 
-use crate::board::{Does, StopRegister};
+use crate::board::{Does, Extra, StopRegister};
 use crate::exit::BusAddr;
 use crate::layout_check::{Region, ascending_and_disjoint};
 use crate::memory::RamRange;
 
 /// COM1: the base that the PC platform gives the first serial port.
 pub const CONSOLE: BusAddr = BusAddr::port(0x3f8);
+
+/// No devices of this platform alone.
+pub const EXTRAS: &[(Extra, BusAddr)] = &[];
 
 /// COM1's interrupt line.
 pub const CONSOLE_LINE: u32 = 4;
