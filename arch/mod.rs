@@ -11,6 +11,7 @@
 #[cfg_attr(not(target_arch = "aarch64"), allow(dead_code, unused_imports))]
 mod aarch64;
 mod exits;
+pub mod formats;
 mod run_page;
 #[cfg(any(test, target_arch = "x86_64"))]
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, unused_imports))]

@@ -3,6 +3,7 @@
 mod check;
 mod console;
 mod guests;
+mod inspect;
 mod parse;
 mod run;
 
@@ -59,6 +60,15 @@ enum Command {
         #[command(subcommand)]
         command: Option<Guests>,
         /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Tell what an image is: format, architecture, version, entry, memory
+    #[command(after_help = "Example:\n  bivisor inspect /boot/vmlinuz-$(uname -r)")]
+    Inspect {
+        /// The image
+        file: PathBuf,
+        /// As one line of JSON
         #[arg(long)]
         json: bool,
     },
@@ -208,6 +218,7 @@ impl Args {
             Command::Guests { command: Some(Guests::Export { name, file }), .. } => {
                 guests::export(&name, &file)
             }
+            Command::Inspect { file, json } => inspect::print_description(&file, json),
             Command::Check { json } => check::print_findings(json),
             Command::Completions { shell } => {
                 let mut script = Vec::new();

@@ -3,7 +3,14 @@
 //! Every byte of it is foreign: each offset is checked before it is used, and nothing is read that
 //! the file does not have. Which machines an image is for is the architecture's to say.
 
+pub mod cache;
+pub mod describe;
 pub mod elf;
+pub mod image;
+mod note;
+pub mod pe;
+pub mod unpack;
+mod version;
 
 use std::fs::File;
 use std::io;
@@ -41,6 +48,8 @@ pub enum Payload {
     File(File, u64),
     /// Bytes of this program.
     Bytes(&'static [u8]),
+    /// Bytes that were unpacked from a file.
+    Memory(Vec<u8>),
 }
 
 impl Payload {
@@ -80,6 +89,7 @@ impl Payload {
         match self {
             Self::File(_, len) => *len,
             Self::Bytes(bytes) => bytes.len() as u64,
+            Self::Memory(bytes) => bytes.len() as u64,
         }
     }
 
@@ -89,7 +99,7 @@ impl Payload {
     }
 
     /// Reads exactly `buffer.len()` bytes at `offset`, or fails with [`BadImage`] where the file ends.
-    fn read_at(&self, buffer: &mut [u8], offset: u64, what: &str) -> Result<()> {
+    pub fn read_at(&self, buffer: &mut [u8], offset: u64, what: &str) -> Result<()> {
         let len = buffer.len() as u64;
         let end = offset.checked_add(len).filter(|&end| end <= self.len());
         let Some(end) = end else {
@@ -102,8 +112,27 @@ impl Payload {
         match self {
             Self::File(file, _) => file.read_exact_at(buffer, offset)?,
             Self::Bytes(bytes) => buffer.copy_from_slice(&bytes[offset as usize..end as usize]),
+            Self::Memory(bytes) => buffer.copy_from_slice(&bytes[offset as usize..end as usize]),
         }
         Ok(())
+    }
+
+    /// The `len` bytes at `offset`, where they are in memory already.
+    pub fn slice(&self, offset: u64, len: u64) -> Option<&[u8]> {
+        let bytes = match self {
+            Self::File(..) => return None,
+            Self::Bytes(bytes) => bytes,
+            Self::Memory(bytes) => &bytes[..],
+        };
+        let end = offset.checked_add(len).and_then(|end| usize::try_from(end).ok())?;
+        bytes.get(usize::try_from(offset).ok()?..end)
+    }
+
+    /// The first `most` bytes, or all that there are.
+    pub fn head(&self, most: usize) -> Result<Vec<u8>> {
+        let mut head = vec![0; self.len().min(most as u64) as usize];
+        self.read_at(&mut head, 0, "header")?;
+        Ok(head)
     }
 
     /// Copies `len` bytes at `offset` into RAM at `guest_addr`, without a buffer in between.
@@ -122,6 +151,9 @@ impl Payload {
                     .with_context(|| format!("read {len} bytes at {offset:#x}"))
             }
             Self::Bytes(bytes) => {
+                ram.write(&bytes[offset as usize..(offset + len) as usize], guest_addr)
+            }
+            Self::Memory(bytes) => {
                 ram.write(&bytes[offset as usize..(offset + len) as usize], guest_addr)
             }
         }
