@@ -44,7 +44,7 @@ mod contract {
     use crate::kick::Kick;
     use crate::layout_check::Region;
     use crate::memory::{GuestRam, RamRange};
-    use crate::payload::Rules;
+    use crate::payload::load::Rules;
     use crate::places::Places;
     use crate::run::Run;
 

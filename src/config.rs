@@ -10,7 +10,8 @@ use crate::console::Console;
 use crate::devices::debug_console::Shown;
 use crate::exit::{BusAddr, Space};
 use crate::memory::RamRange;
-use crate::payload::{Payload, Wish};
+use crate::payload::Payload;
+use crate::payload::load::Wish;
 
 /// Where the debug console lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +37,8 @@ pub enum Memory {
 pub struct Config {
     /// The image.
     pub payload: Payload,
+    /// Keeps what has to be unpacked in the user's cache, and looks there first.
+    pub cache: bool,
     /// Where it goes, if it leaves the choice.
     pub wish: Wish,
     /// The mode to start in, by name; by the image when not given.
@@ -87,6 +90,7 @@ impl Config {
     pub fn new(payload: Payload, console: Console) -> Self {
         Self {
             payload,
+            cache: false,
             wish: Wish::default(),
             mode: None,
             registers: Vec::new(),

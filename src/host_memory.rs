@@ -52,7 +52,7 @@ impl HostMemory {
         let start = map(len)?;
         let memory = Self { start, len };
         // Linux 6.7 and newer align a large mapping by themselves.
-        if len < HUGE_PAGE || memory.start.addr().get() % HUGE_PAGE == 0 {
+        if len < HUGE_PAGE || memory.start.addr().get().is_multiple_of(HUGE_PAGE) {
             return Ok(memory);
         }
         drop(memory);
@@ -97,7 +97,7 @@ mod tests {
             // The odd page in between makes it likely that the next mapping is not aligned.
             let _odd = HostMemory::new(4096).unwrap();
             let memory = HostMemory::new(len).unwrap();
-            assert!(len < HUGE_PAGE || memory.start.addr().get() % HUGE_PAGE == 0);
+            assert!(len < HUGE_PAGE || memory.start.addr().get().is_multiple_of(HUGE_PAGE));
             let region = memory.region().unwrap();
             for at in [0, len - 1] {
                 region.get_slice(at, 1).unwrap().copy_from(&[7u8]);

@@ -27,10 +27,12 @@ use crate::devices::serial::{self, Serial};
 use crate::exit::{BusAddr, Space};
 use crate::irq::Irq;
 use crate::memory::{GuestRam, RamRange, check_ranges};
-use crate::payload::Payload;
+use crate::payload::cache::Cache;
+use crate::payload::image::{Image, Unpacking};
+use crate::payload::{Payload, load};
 use crate::places::Places;
 use crate::trace::Trace;
-use crate::{initrd, kick, payload, sys};
+use crate::{initrd, kick, sys};
 
 /// Why /dev/kvm can't be used, in one line with the mend.
 pub fn open_kvm() -> Result<Kvm> {
@@ -89,11 +91,12 @@ impl Machine {
         let kvm = open_kvm()?;
         check_capabilities(&kvm, config.cpus)?;
         let ranges = ram_ranges(&config.memory, arch::address_limit(&kvm))?;
+        let image = read_image(config.payload, config.cache, &ranges)?;
+        let mode = load::mode(&image, mode, &arch::RULES)?;
         let vm = arch::create_vm(&kvm, ranges.last().map_or(0, |range| range.end()))?;
         let ram = GuestRam::new(ranges)?;
         ram.add_slots(&vm)?;
-        let chips =
-            arch::before_vcpus(&kvm, &vm, config.cpus, mode.unwrap_or(arch::RULES.flat_mode))?;
+        let chips = arch::before_vcpus(&kvm, &vm, config.cpus, mode)?;
 
         let event = |flags| EventFd::new(flags).context("create an eventfd");
         let wake = Arc::new(event(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
@@ -106,7 +109,7 @@ impl Machine {
         let output = Arc::new(Output::new(to, wake.clone(), stopping.clone(), watch));
         let input = Input::new(console.input, console.nature, stopped.clone());
         let exit_register = config.exit_register.unwrap_or(layout::EXIT_REGISTER);
-        let has_platform = mode.unwrap_or(arch::RULES.flat_mode).has_platform();
+        let has_platform = mode.has_platform();
         let line =
             has_platform.then(|| event(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)).transpose()?;
         let irq = match &line {
@@ -117,11 +120,11 @@ impl Machine {
         let bus = devices.insert_all(exit_register, config.debug_console, irq, &output, &input)?;
 
         let mut places = Places::new(ram.ranges());
-        let loaded =
-            payload::load(&config.payload, &ram, &mut places, config.wish, mode, &arch::RULES)?;
+        let loaded = load::load(&image, &ram, &mut places, config.wish, mode, &arch::RULES)?;
         let board = Board { cpus: config.cpus, ram: ram.ranges().to_vec(), exit_register };
-        let kernel = kernel(&config.cmdline, &config.initrds, loaded.mode, &ram, &mut places)?;
-        let start = Start { mode: loaded.mode, entry: loaded.entry, registers, kernel };
+        let mut kernel = kernel(&config.cmdline, &config.initrds, mode, &ram, &mut places)?;
+        kernel.header = loaded.header;
+        let start = Start { mode, entry: loaded.entry, registers, kernel };
         let entry = arch::prepare(&ram, &mut places, &board, &start, &chips)?;
         let vcpus: Vec<_> = (0..config.cpus)
             .map(|index| {
@@ -154,6 +157,16 @@ impl Machine {
             build_time: began.elapsed(),
         })
     }
+}
+
+/// Recognises the image and unpacks it where that has to be done; nothing that could not lie in
+/// `ram` is unpacked to its end.
+fn read_image(payload: Payload, cache: bool, ram: &[RamRange]) -> Result<Image> {
+    // Our choice: what is smaller is unpacked sooner than it is looked up.
+    const WORTH_KEEPING: u64 = 1 << 20;
+    let limit = ram.iter().map(|range| range.len).sum();
+    let cache = (cache && payload.len() > WORTH_KEEPING).then(Cache::of_user).flatten();
+    Image::read(payload, &Unpacking { limit, cache: cache.as_ref(), kernels: true })
 }
 
 /// What every kernel is told: where its console is, and to end when it panics instead of waiting.

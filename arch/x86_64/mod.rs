@@ -15,7 +15,8 @@ pub mod registers;
 pub use boot::Mode;
 pub use registers::{REGISTER_NAMES, Register, register};
 
-use crate::payload::Rules;
+use super::formats::Kernel;
+use crate::payload::load::Rules;
 
 /// The name in target triples.
 pub const NAME: &str = "x86_64";
@@ -36,4 +37,10 @@ pub const RULES: Rules<Mode> = Rules {
         (64, EM_X86_64) => Some(Mode::Long),
         _ => None,
     },
+    pvh_mode: Some(Mode::Pvh),
+    packed: |kernel| match kernel {
+        Kernel::BzImage(header) => Some((Mode::Linux, header.raw.clone())),
+        _ => None,
+    },
+    place: |_, _| None,
 };

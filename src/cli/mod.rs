@@ -145,6 +145,9 @@ struct Run {
     /// Set a register of the first CPU (repeatable)
     #[arg(long, value_name = "NAME=VALUE", value_parser = parse::register, allow_hyphen_values = true)]
     reg: Vec<(String, u64)>,
+    /// Unpack a packed kernel anew, and keep nothing in the cache
+    #[arg(long)]
+    no_cache: bool,
     /// Add this to the kernel's command line
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true, default_value = "")]
     cmdline: String,

@@ -11,7 +11,8 @@ use bivisor::config::{Config, Memory};
 use bivisor::guests;
 use bivisor::machine::Machine;
 use bivisor::outcome::{Outcome, status};
-use bivisor::payload::{BadImage, Payload, Wish};
+use bivisor::payload::load::Wish;
+use bivisor::payload::{BadImage, Payload};
 use bivisor::verdict::{Verdict, report};
 
 use super::console::{ConsoleOptions, own};
@@ -31,6 +32,7 @@ pub fn image(options: Run) -> Result<u8> {
     let build = |console: &ConsoleOptions| {
         let payload = Payload::open(&options.file).context(path.clone())?;
         let mut config = Config::new(payload, console.open()?);
+        config.cache = !options.no_cache;
         config.wish = Wish { load: options.load, entry: options.entry };
         config.mode = options.mode;
         config.registers = options.reg;
