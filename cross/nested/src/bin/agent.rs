@@ -64,8 +64,8 @@ fn prepare() -> io::Result<Vec<OwnedFd>> {
 
 /// Keeps VMs open that do nothing, so that those of the jobs are never the first or the last of
 /// their kind. KVM has a branch in its code and in the scheduler's patched at each such moment
-/// (its static keys). QEMU before 8.1 may translate code for one CPU while another changes it, and
-/// then goes on running what was there: hosts hung, died, and gave guests spurious interrupts.
+/// (its static keys), and hosts with two CPUs were seen to hang in just those places: QEMU 7.2
+/// seems to go on running what was there when one CPU translates code that another changes.
 fn hold_idle_vms() -> Vec<OwnedFd> {
     let mut held = Vec::new();
     if let Err(e) = open_idle_vms(&mut held) {
