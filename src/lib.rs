@@ -3,7 +3,8 @@
 //! The map, in the order in which data flows:
 //!
 //! - [`config`]: what a machine is to be
-//! - [`payload`]: the image, recognised by content and placed in RAM; [`payload::elf`]
+//! - [`payload`]: the image: [`payload::image`] recognises it, [`payload::unpack`] and
+//!   [`payload::cache`] unpack it, [`payload::load`] places it in RAM, [`payload::describe`] tells
 //! - [`memory`]: guest RAM and KVM's slots, in [`host_memory`]; [`places`]: what lies where in it while it is built
 //! - [`initrd`]: the initial RAM disk
 //! - [`board`]: what the core and an architecture tell each other; [`layout_check`]: address maps
