@@ -11,6 +11,7 @@
 #[cfg_attr(not(target_arch = "aarch64"), allow(dead_code, unused_imports))]
 mod aarch64;
 mod exits;
+pub mod formats;
 mod run_page;
 #[cfg(any(test, target_arch = "x86_64"))]
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, unused_imports))]
@@ -35,14 +36,15 @@ cfg_if::cfg_if! {
 mod contract {
     use anyhow::Result;
     use kvm_ioctls::{Kvm, VmFd};
+    use vmm_sys_util::eventfd::EventFd;
 
     use super::*;
-    use crate::board::{Board, Finding, Start, StopRegister};
+    use crate::board::{Board, Extra, Finding, Start, StopRegister};
     use crate::exit::BusAddr;
     use crate::kick::Kick;
     use crate::layout_check::Region;
     use crate::memory::{GuestRam, RamRange};
-    use crate::payload::Rules;
+    use crate::payload::load::Rules;
     use crate::places::Places;
     use crate::run::Run;
 
@@ -50,6 +52,8 @@ mod contract {
     const _: &str = NAME;
     /// Where the devices that every machine has lie.
     const _: [BusAddr; 3] = [layout::CONSOLE, layout::EXIT_REGISTER, layout::PANIC_REPORT];
+    /// Devices of this platform alone.
+    const _: &[(Extra, BusAddr)] = layout::EXTRAS;
     /// The platform's own ways to be switched off or reset.
     const _: &[StopRegister] = layout::STOP_REGISTERS;
     /// Memory addresses that KVM or a device takes and RAM therefore may not cover.
@@ -61,6 +65,13 @@ mod contract {
     /// Past the highest guest-physical address that this host can give a guest.
     const _: fn(&Kvm) -> u64 = address_limit;
 
+    /// Bytes of a kernel's command line at the most, without its zero byte.
+    const _: usize = layout::CMDLINE_MAX;
+    /// Past the highest address of an initial RAM disk, given the start of RAM.
+    const _: fn(u64) -> u64 = layout::initrd_below;
+
+    /// True if a guest that starts so is given a command line and an initial RAM disk.
+    const _: fn(Mode) -> bool = Mode::has_platform;
     /// The modes that a guest can start in, by name.
     const _: &[(&str, Mode)] = Mode::NAMED;
     /// How images start: which mode, and where flat ones go.
@@ -73,8 +84,9 @@ mod contract {
     // In the order in which `Machine::build` calls them.
     /// Creates a VM whose guest-physical addresses end at the given one or above.
     const _: fn(&Kvm, u64) -> Result<VmFd> = create_vm;
-    /// What must exist before any vCPU does; called after the memory slots.
-    const _: fn(&Kvm, &VmFd, usize) -> Result<Chips> = before_vcpus;
+    /// What must exist before any vCPU does, for so many CPUs that start in this mode; called after
+    /// the memory slots.
+    const _: fn(&Kvm, &VmFd, usize, Mode) -> Result<Chips> = before_vcpus;
     /// Places the tables that a guest expects and works out its first registers.
     const _: Prepare = prepare;
     type Prepare =
@@ -83,6 +95,9 @@ mod contract {
     const _: fn(&VmFd, &Chips, usize, &Entry) -> Result<Vcpu> = Vcpu::new;
     /// What must wait until every vCPU exists.
     const _: fn(&Chips) -> Result<()> = after_vcpus;
+    /// Makes a write to the event an edge on the console's interrupt; called last, and only where
+    /// [`Mode::has_platform`].
+    const _: fn(&VmFd, &EventFd) -> Result<()> = wire_console;
     /// What makes the vCPU leave the guest.
     const _: fn(&mut Vcpu) -> Kick = Vcpu::kick;
     const fn runs<T: Run + Send>() {}

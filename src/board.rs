@@ -23,6 +23,19 @@ pub struct Start<M, R> {
     pub entry: u64,
     /// Registers that the user set, in order; a later one wins.
     pub registers: Vec<(R, u64)>,
+    /// What the image is given, if it knows a boot protocol.
+    pub kernel: Kernel,
+}
+
+/// What a kernel with a boot protocol is given.
+#[derive(Clone, Debug, Default)]
+pub struct Kernel {
+    /// The command line, without a zero byte.
+    pub cmdline: Vec<u8>,
+    /// Where the initial RAM disk lies.
+    pub initrd: Option<RamRange>,
+    /// A part of the image that its protocol wants handed back: a bzImage's setup header.
+    pub header: Vec<u8>,
 }
 
 /// What a [`StopRegister`] does.
@@ -52,6 +65,15 @@ pub struct StopRegister {
     pub does: Does,
     /// What every read gives.
     pub reads: u64,
+}
+
+/// A device that a platform is known for, beside those that every machine has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extra {
+    /// A PL011 UART, on the same console.
+    Pl011,
+    /// A PL031 real-time clock.
+    Pl031,
 }
 
 /// One line of what a host can do: a machine-readable key, and the value in words.

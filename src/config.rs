@@ -10,7 +10,8 @@ use crate::console::Console;
 use crate::devices::debug_console::Shown;
 use crate::exit::{BusAddr, Space};
 use crate::memory::RamRange;
-use crate::payload::{Payload, Wish};
+use crate::payload::Payload;
+use crate::payload::load::Wish;
 
 /// Where the debug console lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,18 +37,31 @@ pub enum Memory {
 pub struct Config {
     /// The image.
     pub payload: Payload,
+    /// Keeps what has to be unpacked in the user's cache, and looks there first.
+    pub cache: bool,
     /// Where it goes, if it leaves the choice.
     pub wish: Wish,
     /// The mode to start in, by name; by the image when not given.
     pub mode: Option<String>,
     /// Registers of the first vCPU by name, and their values.
     pub registers: Vec<(String, u64)>,
+    /// What is added to the kernel's command line.
+    pub cmdline: String,
+    /// Initial RAM disks, one behind the other.
+    pub initrds: Vec<Payload>,
     /// RAM.
     pub memory: Memory,
     /// vCPUs.
     pub cpus: usize,
     /// The host's side of the console.
     pub console: Console,
+    /// Texts that end the guest well, any one of them, when the console shows it. A guest that
+    /// ends by itself without one has failed.
+    pub expect: Vec<String>,
+    /// Texts that end the guest as a failure when the console shows one.
+    pub fail_on: Vec<String>,
+    /// How long the guest may go without an exit.
+    pub no_progress: Option<Duration>,
     /// A debug console, if wanted.
     pub debug_console: Option<DebugConsole>,
     /// Where the exit register is, instead of its usual place.
@@ -76,12 +90,18 @@ impl Config {
     pub fn new(payload: Payload, console: Console) -> Self {
         Self {
             payload,
+            cache: false,
             wish: Wish::default(),
             mode: None,
             registers: Vec::new(),
+            cmdline: String::new(),
+            initrds: Vec::new(),
             memory: Memory::Size(DEFAULT_MEMORY),
             cpus: 1,
             console,
+            expect: Vec::new(),
+            fail_on: Vec::new(),
+            no_progress: None,
             debug_console: None,
             exit_register: None,
             timeout: None,

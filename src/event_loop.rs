@@ -6,7 +6,7 @@
 
 use std::ops::ControlFlow;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -22,10 +22,13 @@ use crate::kick::Kick;
 use crate::machine::Machine;
 use crate::outcome::{CpuReport, Outcome};
 use crate::run::{Run, Shared, run_until_stop};
-use crate::sys;
+use crate::{sys, terminal};
 
 /// Signals that end a guest.
 const ENDING_SIGNALS: [libc::c_int; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
+
+/// Signals that stop the process and let it go on: the terminal must be as it was in between.
+const PAUSING_SIGNALS: [libc::c_int; 2] = [libc::SIGTSTP, libc::SIGCONT];
 
 /// How long a kicked vCPU has before it is kicked again: a kick that came just before it went to
 /// sleep in a write to the host was lost.
@@ -61,18 +64,24 @@ impl Machine {
     /// Runs the machine to its end.
     pub fn run(mut self) -> Outcome {
         let began = Instant::now();
-        let signals = self.catch_signals.then(|| sys::signal_fd(&ENDING_SIGNALS)).transpose();
+        let mut caught = ENDING_SIGNALS.to_vec();
+        if self.input.is_standard() {
+            caught.extend(PAUSING_SIGNALS);
+        }
+        let signals = self.catch_signals.then(|| sys::signal_fd(&caught)).transpose();
         let ending =
             Ending { first: Mutex::new(None), stopping: &self.stopping, stopped: &self.stopped };
         let signals = signals.context("watch for signals").unwrap_or_else(|error| {
             ending.end(Stop::Failed(error), None);
             None
         });
+        let progress = AtomicU64::new(0);
         let shared = Shared {
             bus: &self.bus,
             stopping: &self.stopping,
             trace: self.trace.as_ref(),
             exit_limit: self.exit_limit.take(),
+            progress: self.no_progress.is_some().then_some(&progress),
         };
         let mut journals = vec![Journal::new(self.bus.len()); self.vcpus.len()];
         let kicks: Vec<Kick> = self.vcpus.iter_mut().map(Vcpu::kick).collect();
@@ -102,6 +111,7 @@ impl Machine {
                 }
             }
             let deadline = self.timeout.map(|timeout| (began + timeout, timeout));
+            let stall = self.no_progress.map(|limit| Stall::new(limit, &progress, began));
             let wait = Wait {
                 ending: &ending,
                 kicks: &kicks,
@@ -109,7 +119,7 @@ impl Machine {
                 output: &self.output,
                 wake: &self.wake,
             };
-            wait.run(signals.as_ref(), deadline);
+            wait.run(signals.as_ref(), deadline, stall);
         });
         self.input.stop();
         let run_time = began.elapsed();
@@ -125,11 +135,15 @@ impl Machine {
         {
             stop = Stop::Failed(error);
         }
+        if self.expects && stop.status() == 0 && !matches!(stop, Stop::Expected) {
+            stop = Stop::Unshown(stop.word());
+        }
         let cpus = match stop.shows_cpus() {
             true => self.cpu_reports(&stop, vcpu, &journals),
             false => Vec::new(),
         };
-        Outcome { stop, vcpu, exits, build_time: self.build_time, run_time, cpus }
+        let last_line = self.output.last_line();
+        Outcome { stop, vcpu, exits, build_time: self.build_time, run_time, cpus, last_line }
     }
 
     /// What every vCPU looks like; one whose state KVM does not tell is left out.
@@ -157,6 +171,36 @@ impl Machine {
     }
 }
 
+/// Notices when the guest makes no exits. Its printing takes some, so it counts too.
+struct Stall<'a> {
+    limit: Duration,
+    progress: &'a AtomicU64,
+    /// The count when it last changed, and when that was seen.
+    seen: (u64, Instant),
+}
+
+impl<'a> Stall<'a> {
+    fn new(limit: Duration, progress: &'a AtomicU64, now: Instant) -> Self {
+        Self { limit, progress, seen: (0, now) }
+    }
+
+    /// When to look again. Our choice: a tenth of the limit late at most, ten times a second at
+    /// most, and never beyond the limit.
+    fn next_look(&self, now: Instant) -> Instant {
+        let step = (self.limit / 10).max(Duration::from_millis(100)).min(self.limit);
+        (now + step).min(self.seen.1 + self.limit)
+    }
+
+    /// True if there has been no progress for too long.
+    fn is_over(&mut self, now: Instant) -> bool {
+        let count = self.progress.load(Ordering::Relaxed);
+        if count != self.seen.0 {
+            self.seen = (count, now);
+        }
+        now.saturating_duration_since(self.seen.1) >= self.limit
+    }
+}
+
 /// What the event loop looks after.
 struct Wait<'a> {
     ending: &'a Ending<'a>,
@@ -170,7 +214,12 @@ struct Wait<'a> {
 impl Wait<'_> {
     /// Waits until every vCPU's thread is gone and the output is written. A signal or the deadline
     /// also ends the waiting for a reader that does not read.
-    fn run(&self, signals: Option<&OwnedFd>, deadline: Option<(Instant, Duration)>) {
+    fn run(
+        &self,
+        signals: Option<&OwnedFd>,
+        deadline: Option<(Instant, Duration)>,
+        mut stall: Option<Stall<'_>>,
+    ) {
         // When output that nothing has pushed out is to be written.
         let mut flush_at: Option<Instant> = None;
         let mut impatient = false;
@@ -201,6 +250,7 @@ impl Wait<'_> {
             ];
             let until = [
                 deadline.filter(|_| !over || !alive).map(|(at, _)| at),
+                stall.as_ref().filter(|_| !over).map(|stall| stall.next_look(now)),
                 flush_at.filter(|_| flush.is_none()),
                 (over && alive).then_some(now + KICK_AGAIN),
                 (impatient && !alive).then_some(now),
@@ -218,8 +268,24 @@ impl Wait<'_> {
                 let _ = self.wake.read();
             }
             if let Some(number) = signals.filter(|_| signalled).and_then(sys::next_signal) {
+                match number {
+                    libc::SIGTSTP => terminal::suspend(),
+                    libc::SIGCONT => terminal::resume(),
+                    _ => {
+                        impatient = true;
+                        self.ending.end(Stop::Signal(number), None);
+                    }
+                }
+                if let Some(stall) = stall.as_mut().filter(|_| PAUSING_SIGNALS.contains(&number)) {
+                    // Time that the guest did not have.
+                    stall.seen.1 = Instant::now();
+                }
+            }
+            if let Some(stall) = stall.as_mut().filter(|_| !over)
+                && stall.is_over(Instant::now())
+            {
                 impatient = true;
-                self.ending.end(Stop::Signal(number), None);
+                self.ending.end(Stop::NoProgress(stall.limit), None);
             }
             if let Some((_, limit)) = deadline.filter(|(at, _)| *at <= Instant::now()) {
                 impatient = true;

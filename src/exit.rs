@@ -95,6 +95,14 @@ pub enum Stop {
     ExitLimit(u64),
     /// The guest's time is over.
     TimeOut(Duration),
+    /// The guest made no exit and printed nothing for so long.
+    NoProgress(Duration),
+    /// The console showed a text that was waited for.
+    Expected,
+    /// The console showed this text, which must not come.
+    FailOn(String),
+    /// The guest ended well, which is this word, but never showed a text that was waited for.
+    Unshown(&'static str),
     /// This signal asked for the end.
     Signal(i32),
     /// The host failed, not the guest: output that could not be written, an ioctl refused.

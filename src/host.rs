@@ -71,7 +71,7 @@ fn vm_creation(kvm: &Kvm) -> Result<Duration> {
 fn one_exit() -> Result<Duration> {
     let guest = guests::find("exits").expect("it is embedded");
     let output = File::options().write(true).open("/dev/null").context("open /dev/null")?;
-    let console = Console { output, input: None };
+    let console = Console::new(output, None);
     let mut config = Config::new(Payload::Bytes(guest.image), console);
     config.max_exits = Some(EXITS);
     config.timeout = Some(Duration::from_secs(10));

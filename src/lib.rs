@@ -3,14 +3,17 @@
 //! The map, in the order in which data flows:
 //!
 //! - [`config`]: what a machine is to be
-//! - [`payload`]: the image, recognised by content and placed in RAM; [`payload::elf`]
-//! - [`memory`]: guest RAM and KVM's slots; [`places`]: what lies where in it while it is built
+//! - [`payload`]: the image: [`payload::image`] recognises it, [`payload::unpack`] and
+//!   [`payload::cache`] unpack it, [`payload::load`] places it in RAM, [`payload::describe`] tells
+//! - [`memory`]: guest RAM and KVM's slots, in [`host_memory`]; [`places`]: what lies where in it while it is built
+//! - [`initrd`]: the initial RAM disk
 //! - [`board`]: what the core and an architecture tell each other; [`layout_check`]: address maps
 //! - `arch`: everything that differs between architectures, behind one pinned contract
 //! - [`machine`]: builds a machine in the one right order
 //! - [`event_loop`]: its threads, and what ends it; [`kick`]: makes a vCPU leave the guest
 //! - [`run`]: the run loop of one vCPU; [`exit`]: the vocabulary that it speaks
-//! - [`bus`]: addresses to devices; [`devices`]; [`console`]: the host's side of the guest's console
+//! - [`bus`]: addresses to devices; [`devices`]; [`irq`]: their interrupt lines
+//! - [`console`]: the host's side of the guest's console; [`terminal`]: raw and as it was
 //! - [`journal`]: counts and the last exits; [`trace`]: each exit in words
 //! - [`outcome`]: how it ended, and the process status; [`verdict`]: the same as JSON
 //! - [`host`]: what this host can do
@@ -22,7 +25,7 @@
 //! use bivisor::{config::Config, console::Console, guests, machine::Machine, payload::Payload};
 //!
 //! let image = Payload::Bytes(guests::find("hello").expect("it is embedded").image);
-//! let console = Console { output: std::fs::File::create("hello.txt")?, input: None };
+//! let console = Console::new(std::fs::File::create("hello.txt")?, None);
 //! let outcome = Machine::build(Config::new(image, console))?.run();
 //! assert_eq!(outcome.stop.status(), 0);
 //! # Ok(())
@@ -37,6 +40,9 @@ pub mod devices;
 pub mod event_loop;
 pub mod exit;
 pub mod host;
+pub mod host_memory;
+pub mod initrd;
+pub mod irq;
 pub mod journal;
 pub mod kick;
 pub mod layout_check;
@@ -47,6 +53,7 @@ pub mod payload;
 pub mod places;
 pub mod run;
 pub mod sys;
+pub mod terminal;
 pub mod trace;
 pub mod verdict;
 

@@ -13,19 +13,26 @@ use kvm_ioctls::{Cap, Kvm, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::{self, layout};
-use crate::board::{Board, Start};
+use crate::board::{Board, Extra, Kernel, Start};
 use crate::bus::{Bus, Device};
 use crate::config::{Config, Memory};
+use crate::console::watch::Watch;
 use crate::console::{Input, Output};
 use crate::devices::debug_console::DebugConsole;
 use crate::devices::exit_register::ExitRegister;
 use crate::devices::panic_report::{self, PanicReport};
+use crate::devices::pl011::{self, Pl011};
+use crate::devices::rtc::{self, Pl031};
 use crate::devices::serial::{self, Serial};
 use crate::exit::{BusAddr, Space};
+use crate::irq::Irq;
 use crate::memory::{GuestRam, RamRange, check_ranges};
+use crate::payload::cache::Cache;
+use crate::payload::image::{Image, Unpacking};
+use crate::payload::{Payload, load};
 use crate::places::Places;
 use crate::trace::Trace;
-use crate::{kick, payload, sys};
+use crate::{initrd, kick, sys};
 
 /// Why /dev/kvm can't be used, in one line with the mend.
 pub fn open_kvm() -> Result<Kvm> {
@@ -66,6 +73,9 @@ pub struct Machine {
     pub(crate) stopping: Arc<AtomicBool>,
     pub(crate) trace: Option<Trace>,
     pub(crate) timeout: Option<Duration>,
+    pub(crate) no_progress: Option<Duration>,
+    /// The guest must not end by itself: its console must show a certain text first.
+    pub(crate) expects: bool,
     pub(crate) exit_limit: Option<(AtomicU64, u64)>,
     pub(crate) catch_signals: bool,
     pub(crate) build_time: Duration,
@@ -81,26 +91,40 @@ impl Machine {
         let kvm = open_kvm()?;
         check_capabilities(&kvm, config.cpus)?;
         let ranges = ram_ranges(&config.memory, arch::address_limit(&kvm))?;
+        let image = read_image(config.payload, config.cache, &ranges)?;
+        let mode = load::mode(&image, mode, &arch::RULES)?;
         let vm = arch::create_vm(&kvm, ranges.last().map_or(0, |range| range.end()))?;
         let ram = GuestRam::new(ranges)?;
         ram.add_slots(&vm)?;
-        let chips = arch::before_vcpus(&kvm, &vm, config.cpus)?;
+        let chips = arch::before_vcpus(&kvm, &vm, config.cpus, mode)?;
 
         let event = |flags| EventFd::new(flags).context("create an eventfd");
         let wake = Arc::new(event(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
         let stopped = Arc::new(event(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
         let stopping = Arc::new(AtomicBool::new(false));
-        let output = Arc::new(Output::new(config.console.output, wake.clone(), stopping.clone()));
-        let input = Input::new(config.console.input, stopped.clone());
+        let console = config.console;
+        let to = (console.output, console.name, console.nature);
+        let last_line = config.no_progress.is_some();
+        let watch = Watch::new(&config.expect, &config.fail_on, last_line);
+        let output = Arc::new(Output::new(to, wake.clone(), stopping.clone(), watch));
+        let input = Input::new(console.input, console.nature, stopped.clone());
         let exit_register = config.exit_register.unwrap_or(layout::EXIT_REGISTER);
+        let has_platform = mode.has_platform();
+        let line =
+            has_platform.then(|| event(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)).transpose()?;
+        let irq = match &line {
+            Some(line) => Irq::new(line.try_clone().context("copy an eventfd")?),
+            None => Irq::none(),
+        };
         let devices = Devices { bus: Bus::default(), ram: &ram };
-        let bus = devices.insert_all(exit_register, config.debug_console, &output, &input)?;
+        let bus = devices.insert_all(exit_register, config.debug_console, irq, &output, &input)?;
 
         let mut places = Places::new(ram.ranges());
-        let loaded =
-            payload::load(&config.payload, &ram, &mut places, config.wish, mode, &arch::RULES)?;
+        let loaded = load::load(&image, &ram, &mut places, config.wish, mode, &arch::RULES)?;
         let board = Board { cpus: config.cpus, ram: ram.ranges().to_vec(), exit_register };
-        let start = Start { mode: loaded.mode, entry: loaded.entry, registers };
+        let mut kernel = kernel(&config.cmdline, &config.initrds, mode, &ram, &mut places)?;
+        kernel.header = loaded.header;
+        let start = Start { mode, entry: loaded.entry, registers, kernel };
         let entry = arch::prepare(&ram, &mut places, &board, &start, &chips)?;
         let vcpus: Vec<_> = (0..config.cpus)
             .map(|index| {
@@ -109,6 +133,9 @@ impl Machine {
             })
             .collect::<Result<_>>()?;
         arch::after_vcpus(&chips)?;
+        if let Some(line) = &line {
+            arch::wire_console(&vm, line)?;
+        }
         kick::install_handler()?;
         Ok(Self {
             vcpus,
@@ -123,11 +150,57 @@ impl Machine {
             stopping,
             trace: config.trace.map(Trace),
             timeout: config.timeout,
+            no_progress: config.no_progress,
+            expects: !config.expect.is_empty(),
             exit_limit: config.max_exits.map(|limit| (AtomicU64::new(limit), limit)),
             catch_signals: config.catch_signals,
             build_time: began.elapsed(),
         })
     }
+}
+
+/// Recognises the image and unpacks it where that has to be done; nothing that could not lie in
+/// `ram` is unpacked to its end.
+fn read_image(payload: Payload, cache: bool, ram: &[RamRange]) -> Result<Image> {
+    // Our choice: what is smaller is unpacked sooner than it is looked up.
+    const WORTH_KEEPING: u64 = 1 << 20;
+    let limit = ram.iter().map(|range| range.len).sum();
+    let cache = (cache && payload.len() > WORTH_KEEPING).then(Cache::of_user).flatten();
+    Image::read(payload, &Unpacking { limit, cache: cache.as_ref(), kernels: true })
+}
+
+/// What every kernel is told: where its console is, and to end when it panics instead of waiting.
+const CMDLINE: &str = "console=ttyS0 panic=-1";
+
+/// What a kernel that starts in `mode` is given.
+fn kernel(
+    added: &str,
+    initrds: &[Payload],
+    mode: arch::Mode,
+    ram: &GuestRam,
+    places: &mut Places,
+) -> Result<Kernel> {
+    if !mode.has_platform() {
+        let given = [("--cmdline", !added.is_empty()), ("--initrd", !initrds.is_empty())];
+        if let Some((option, _)) = given.iter().find(|(_, given)| *given) {
+            bail!("{option} is for kernels with a boot protocol, and this image has none");
+        }
+        return Ok(Kernel::default());
+    }
+    let limit = layout::initrd_below(places.ram_start());
+    let initrd = initrd::place(initrds, ram, places, limit)?;
+    let mut cmdline = CMDLINE.to_owned();
+    if !added.is_empty() {
+        cmdline = format!("{cmdline} {added}");
+    }
+    ensure!(!cmdline.contains('\0'), "--cmdline: holds a zero byte, which ends it: leave it out");
+    ensure!(
+        cmdline.len() <= layout::CMDLINE_MAX,
+        "--cmdline: {} bytes with ours, a kernel takes {}",
+        cmdline.len(),
+        layout::CMDLINE_MAX
+    );
+    Ok(Kernel { cmdline: cmdline.into_bytes(), initrd, header: Vec::new() })
 }
 
 /// What every machine needs of KVM, by the name of the capability.
@@ -235,12 +308,25 @@ impl Devices<'_> {
         mut self,
         exit_register: BusAddr,
         debug: Option<crate::config::DebugConsole>,
+        irq: Irq,
         output: &Arc<Output>,
         input: &Arc<Input>,
     ) -> Result<Bus> {
-        let serial = Serial::new(output.clone(), input.clone());
+        let serial = Serial::new(output.clone(), input.clone(), irq);
         self.insert(layout::CONSOLE, serial::LEN, "console", Box::new(serial))?;
         self.insert(layout::PANIC_REPORT, panic_report::LEN, "pvpanic", Box::new(PanicReport))?;
+        for (extra, at) in layout::EXTRAS {
+            match extra {
+                Extra::Pl011 => {
+                    // No line: code that knows this address polls.
+                    let uart = Pl011::new(output.clone(), input.clone(), Irq::none());
+                    self.insert(*at, pl011::LEN, "PL011", Box::new(uart))?;
+                }
+                Extra::Pl031 => {
+                    self.insert(*at, rtc::LEN, "PL031", Box::new(Pl031::default()))?;
+                }
+            }
+        }
         for register in layout::STOP_REGISTERS {
             self.insert(register.at, register.len, register.name, Box::new(*register))?;
         }

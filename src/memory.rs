@@ -7,9 +7,11 @@ use anyhow::{Context, Result, bail, ensure};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use vm_memory::{
-    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, ReadVolatile,
+    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    ReadVolatile,
 };
 
+use crate::host_memory::HostMemory;
 use crate::layout_check::Region;
 
 /// A range of guest RAM: first address and bytes.
@@ -74,20 +76,26 @@ pub fn check_ranges(
 
 /// All RAM of one guest.
 pub struct GuestRam {
+    // Dropped before what it points to.
     memory: GuestMemoryMmap,
+    _host: Vec<HostMemory>,
     ranges: Vec<RamRange>,
 }
 
 impl GuestRam {
     /// Maps host memory for `ranges`, which [`check_ranges`] has passed.
     pub fn new(ranges: Vec<RamRange>) -> Result<Self> {
-        let pairs: Vec<_> =
-            ranges.iter().map(|r| (GuestAddress(r.start), r.len as usize)).collect();
-        let memory = GuestMemoryMmap::from_ranges(&pairs).with_context(|| {
-            let total: u64 = ranges.iter().map(|r| r.len).sum();
-            format!("reserve {} MiB for the guest's RAM", total >> 20)
-        })?;
-        Ok(Self { memory, ranges })
+        let mut host = Vec::with_capacity(ranges.len());
+        let mut regions = Vec::with_capacity(ranges.len());
+        for range in &ranges {
+            let what = || format!("reserve {} MiB for the guest's RAM", range.len >> 20);
+            let memory = HostMemory::new(range.len as usize).with_context(what)?;
+            let region = GuestRegionMmap::new(memory.region()?, GuestAddress(range.start));
+            regions.push(region.context("RAM ends past the address space")?);
+            host.push(memory);
+        }
+        let memory = GuestMemoryMmap::from_regions(regions).context("collect the guest's RAM")?;
+        Ok(Self { memory, _host: host, ranges })
     }
 
     /// Gives KVM every range, one slot each. Slots come before interrupt chips and vCPUs: one that

@@ -11,11 +11,13 @@ pub mod status {
     pub const GUEST_MAX: u8 = 119;
     /// The guest asked for a reset, and rebooting was not requested.
     pub const RESET: u8 = 120;
+    /// The console showed a text that must not come, or never showed the one that must.
+    pub const TEXT: u8 = 121;
     /// The guest reported a panic.
     pub const PANIC: u8 = 122;
     /// The guest crashed.
     pub const CRASH: u8 = 123;
-    /// The guest's time, or its number of exits, was over.
+    /// The guest's time, or its number of exits, was over, or it made no progress.
     pub const LIMIT: u8 = 124;
     /// bivisor or the host failed, usage included.
     pub const FAILURE: u8 = 125;
@@ -37,6 +39,10 @@ impl Stop {
             Self::Crash(_) => "crash",
             Self::TimeOut(_) => "time-out",
             Self::ExitLimit(_) => "exit-limit",
+            Self::NoProgress(_) => "no-progress",
+            Self::Expected => "expected",
+            Self::FailOn(_) => "fail-on",
+            Self::Unshown(_) => "unshown",
             Self::Signal(_) => "signal",
             Self::Failed(_) => "failure",
         }
@@ -45,12 +51,13 @@ impl Stop {
     /// The process status that it gives.
     pub fn status(&self) -> u8 {
         match self {
-            Self::PowerOff | Self::Halt => 0,
+            Self::PowerOff | Self::Halt | Self::Expected => 0,
             Self::Exit(code) => (*code).min(status::GUEST_MAX.into()) as u8,
             Self::Reset => status::RESET,
             Self::Panic => status::PANIC,
             Self::Crash(_) => status::CRASH,
-            Self::TimeOut(_) | Self::ExitLimit(_) => status::LIMIT,
+            Self::TimeOut(_) | Self::ExitLimit(_) | Self::NoProgress(_) => status::LIMIT,
+            Self::FailOn(_) | Self::Unshown(_) => status::TEXT,
             Self::Failed(_) => status::FAILURE,
             // Signal numbers end at 64.
             Self::Signal(number) => status::SIGNAL + (*number as u8 & 0x7f),
@@ -59,13 +66,18 @@ impl Stop {
 
     /// True if people will ask where the guest was.
     pub fn shows_cpus(&self) -> bool {
-        matches!(self, Self::Crash(_) | Self::TimeOut(_) | Self::ExitLimit(_) | Self::Panic)
+        match self {
+            Self::Crash(_) | Self::Panic | Self::FailOn(_) => true,
+            Self::TimeOut(_) | Self::ExitLimit(_) | Self::NoProgress(_) => true,
+            Self::PowerOff | Self::Halt | Self::Exit(_) | Self::Reset => false,
+            Self::Expected | Self::Unshown(_) | Self::Signal(_) | Self::Failed(_) => false,
+        }
     }
 
     /// One line for people where the end was not the guest's own wish.
     pub fn explanation(&self) -> Option<String> {
         match self {
-            Self::PowerOff | Self::Halt | Self::Exit(_) | Self::Signal(_) => None,
+            Self::PowerOff | Self::Halt | Self::Exit(_) | Self::Expected | Self::Signal(_) => None,
             Self::Reset => Some("the guest asked for a reset".into()),
             Self::Panic => Some("the guest reported a panic".into()),
             Self::Crash(crash) => Some(format!("the guest crashed: {}", crash.reason)),
@@ -75,6 +87,13 @@ impl Stop {
             Self::ExitLimit(limit) => {
                 Some(format!("the guest did not end within {limit} exits (--max-exits)"))
             }
+            Self::NoProgress(time) => Some(format!(
+                "the guest neither made an exit nor printed for {time:?} (--no-progress)"
+            )),
+            Self::FailOn(text) => Some(format!("the console showed {text:?} (--fail-on)")),
+            Self::Unshown(end) => Some(format!(
+                "the guest ended ({end}) without showing what was waited for (--expect)"
+            )),
             Self::Failed(error) => Some(format!("{error:#}")),
         }
     }
@@ -106,6 +125,8 @@ pub struct Outcome {
     pub run_time: Duration,
     /// Every vCPU, where [`Stop::shows_cpus`].
     pub cpus: Vec<CpuReport>,
+    /// The last line that the console showed and that was not blank, where it was watched.
+    pub last_line: Option<String>,
 }
 
 #[cfg(test)]
@@ -128,6 +149,10 @@ mod tests {
             (Stop::TimeOut(Duration::ZERO), 124),
             (Stop::ExitLimit(1), 124),
             (Stop::Failed(anyhow::anyhow!("x")), 125),
+            (Stop::NoProgress(Duration::ZERO), 124),
+            (Stop::Expected, 0),
+            (Stop::FailOn("x".into()), 121),
+            (Stop::Unshown("halt"), 121),
             (Stop::Signal(2), 130),
             (Stop::Signal(15), 143),
             (Stop::Signal(64), 192),

@@ -33,6 +33,8 @@ pub struct Shared<'a> {
     pub trace: Option<&'a Trace>,
     /// Device accesses that the guest may still make, and how many it had.
     pub exit_limit: Option<(AtomicU64, u64)>,
+    /// Device accesses so far, where somebody watches for progress.
+    pub progress: Option<&'a AtomicU64>,
 }
 
 impl Shared<'_> {
@@ -50,6 +52,9 @@ impl Shared<'_> {
             if let Err(error) = trace.access(vcpu, &access, name).context("write the trace") {
                 return ControlFlow::Break(Stop::Failed(error));
             }
+        }
+        if let Some(progress) = self.progress {
+            progress.fetch_add(1, Ordering::Relaxed);
         }
         if let Some((left, limit)) = &self.exit_limit {
             // The last one that is allowed is carried out and then ends the guest.
@@ -214,6 +219,7 @@ mod tests {
             stopping: &AtomicBool::new(false),
             trace: None,
             exit_limit: limit.map(|limit| (AtomicU64::new(limit), limit)),
+            progress: None,
         };
         let stop = run_until_stop(&mut vcpu, 0, &shared, &mut journal);
         let log = log.lock().unwrap().clone();
@@ -271,7 +277,8 @@ mod tests {
         let bus = Bus::default();
         let mut vcpu = Script { steps: VecDeque::new(), buffer: vec![], log: Arc::default() };
         let stopping = AtomicBool::new(true);
-        let shared = Shared { bus: &bus, stopping: &stopping, trace: None, exit_limit: None };
+        let (trace, exit_limit, progress) = (None, None, None);
+        let shared = Shared { bus: &bus, stopping: &stopping, trace, exit_limit, progress };
         assert!(run_until_stop(&mut vcpu, 0, &shared, &mut Journal::new(0)).is_none());
     }
 }

@@ -1,7 +1,7 @@
 //! The few system calls that neither std nor the rust-vmm crates wrap safely.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 /// Waits until one of `fds` is ready, or `timeout` is over (`None`: for ever). Each entry holds a
@@ -24,12 +24,12 @@ pub fn poll(fds: &mut [libc::pollfd], timeout: Option<Duration>) -> io::Result<(
 }
 
 /// An entry for [`poll`].
-pub fn poll_entry(fd: BorrowedFd<'_>, events: libc::c_short) -> libc::pollfd {
+pub fn poll_entry(fd: &impl AsRawFd, events: libc::c_short) -> libc::pollfd {
     libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 }
 }
 
 /// A set of signals.
-fn signal_set(signals: &[libc::c_int]) -> io::Result<libc::sigset_t> {
+pub(crate) fn signal_set(signals: &[libc::c_int]) -> io::Result<libc::sigset_t> {
     vmm_sys_util::signal::create_sigset(signals)
         .map_err(|e| io::Error::from_raw_os_error(e.errno()))
 }
@@ -84,6 +84,14 @@ pub fn signal_thread(tid: libc::pid_t, signal: libc::c_int) {
     let pid = unsafe { libc::getpid() };
     // SAFETY: tgkill takes plain integers and checks them.
     unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, signal) };
+}
+
+/// Sends `signal` to this process, as if from outside.
+pub fn signal_process(signal: libc::c_int) {
+    // SAFETY: getpid has no preconditions.
+    let pid = unsafe { libc::getpid() };
+    // SAFETY: kill takes plain integers and checks them.
+    unsafe { libc::kill(pid, signal) };
 }
 
 /// Bytes of a page of host memory.

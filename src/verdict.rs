@@ -12,8 +12,8 @@ use crate::outcome::Outcome;
 /// lose bits above 2^53; times are milliseconds.
 #[derive(Serialize)]
 pub struct Verdict {
-    /// `power-off`, `halt`, `exit`, `reset`, `panic`, `crash`, `time-out`, `exit-limit`, `signal`,
-    /// `failure`, `bad-image`.
+    /// `power-off`, `halt`, `exit`, `reset`, `panic`, `crash`, `time-out`, `exit-limit`,
+    /// `no-progress`, `expected`, `fail-on`, `unshown`, `signal`, `failure`, `bad-image`.
     cause: &'static str,
     /// The process status.
     status: u8,
@@ -30,6 +30,9 @@ pub struct Verdict {
     times_ms: BTreeMap<&'static str, f64>,
     /// By kind, and `total`.
     exits: BTreeMap<&'static str, u64>,
+    /// The last line that the console showed, after no progress or with a text watched for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_line: Option<String>,
     /// Where every vCPU was, after a crash, a panic or a limit.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     vcpus: Vec<Cpu>,
@@ -92,6 +95,7 @@ impl Verdict {
             ]
             .into(),
             exits,
+            last_line: outcome.last_line.clone(),
             vcpus: outcome
                 .cpus
                 .iter()
@@ -119,6 +123,7 @@ impl Verdict {
             vcpu: None,
             times_ms: BTreeMap::new(),
             exits: BTreeMap::new(),
+            last_line: None,
             vcpus: Vec::new(),
         }
     }
@@ -131,9 +136,14 @@ impl Verdict {
     }
 }
 
-/// Every vCPU for people: where it was, its registers three a line, its last exits.
+/// For people: the last line of the console, and every vCPU: where it was, its registers three a
+/// line, its last exits.
 pub fn report(outcome: &Outcome) -> String {
     let mut text = String::new();
+    if let Some(line) = outcome.last_line.as_ref().filter(|_| outcome.stop.shows_cpus()) {
+        // What the guest put into it must not move the reader's cursor.
+        let _ = writeln!(text, "last console line: {}", line.escape_debug());
+    }
     for (index, cpu) in outcome.cpus.iter().enumerate() {
         let _ = writeln!(text, "vcpu {index}: pc {:#x}, {}", cpu.state.pc, cpu.state.mode);
         if !cpu.code.is_empty() {

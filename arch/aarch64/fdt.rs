@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use vm_fdt::{Error, FdtWriter};
 
 use super::{layout, mode};
-use crate::board::Board;
+use crate::board::{Board, Kernel};
 use crate::exit::{BusAddr, Space};
 
 /// The interrupt controller that a machine has.
@@ -20,8 +20,12 @@ pub enum Gic {
     V3,
 }
 
-/// The interrupt controller's handle: there is only one thing to refer to.
+/// Handles of what other nodes refer to.
 const GIC_PHANDLE: u32 = 1;
+const CLOCK_PHANDLE: u32 = 2;
+
+/// The bus clock of `virt`, in Hz. Nothing depends on it.
+const BUS_CLOCK: u32 = 24_000_000;
 
 /// Interrupt specifiers (arm,gic.yaml): a private peripheral interrupt, active low.
 const PPI: u32 = 1;
@@ -34,12 +38,17 @@ const TIMER_INTERRUPTS: [u32; 4] = [13, 14, 11, 10];
 /// Clock of a PC's serial port, in Hz: 115200 baud times 16.
 const UART_CLOCK: u32 = 1_843_200;
 
-/// The device tree for `board`, as a blob.
-pub fn device_tree(board: &Board, gic: Gic) -> Result<Vec<u8>> {
-    write(board, gic).context("write the device tree")
+/// Interrupt specifiers: a shared peripheral interrupt, on a rising edge. A level would ask for
+/// a line that is held until the guest is done, which one write to KVM can't say.
+const SPI: u32 = 0;
+const EDGE_RISING: u32 = 1;
+
+/// The device tree for `board` and `kernel`, as a blob.
+pub fn device_tree(board: &Board, kernel: &Kernel, gic: Gic) -> Result<Vec<u8>> {
+    write(board, kernel, gic).context("write the device tree")
 }
 
-fn write(board: &Board, gic: Gic) -> Result<Vec<u8>, Error> {
+fn write(board: &Board, kernel: &Kernel, gic: Gic) -> Result<Vec<u8>, Error> {
     let mut fdt = FdtWriter::new()?;
     let root = fdt.begin_node("")?;
     fdt.property_string("compatible", "linux,dummy-virt")?;
@@ -50,6 +59,11 @@ fn write(board: &Board, gic: Gic) -> Result<Vec<u8>, Error> {
 
     let chosen = fdt.begin_node("chosen")?;
     fdt.property_string("stdout-path", &format!("/serial@{:x}", layout::CONSOLE.addr))?;
+    fdt.property("bootargs", &[&kernel.cmdline[..], b"\0"].concat())?;
+    if let Some(initrd) = kernel.initrd {
+        fdt.property_u64("linux,initrd-start", initrd.start)?;
+        fdt.property_u64("linux,initrd-end", initrd.end())?;
+    }
     fdt.end_node(chosen)?;
 
     for range in &board.ram {
@@ -87,11 +101,23 @@ fn write(board: &Board, gic: Gic) -> Result<Vec<u8>, Error> {
 
     write_gic(&mut fdt, board, gic)?;
 
-    write_device(&mut fdt, "serial", layout::CONSOLE, 8, "ns16550a", |fdt| {
+    write_device(&mut fdt, "serial", layout::CONSOLE, 8, &["ns16550a"], |fdt| {
+        fdt.property_array_u32("interrupts", &[SPI, layout::CONSOLE_SPI, EDGE_RISING])?;
         fdt.property_u32("clock-frequency", UART_CLOCK)
     })?;
-    write_device(&mut fdt, "pvpanic", layout::PANIC_REPORT, 2, "qemu,pvpanic-mmio", |_| Ok(()))?;
-    write_device(&mut fdt, "exit", board.exit_register, 8, "bivisor,exit-register", |_| Ok(()))?;
+    // A primecell's driver asks for the clock of its bus.
+    let clock = fdt.begin_node("apb-pclk")?;
+    fdt.property_string("compatible", "fixed-clock")?;
+    fdt.property_u32("#clock-cells", 0)?;
+    fdt.property_u32("clock-frequency", BUS_CLOCK)?;
+    fdt.property_phandle(CLOCK_PHANDLE)?;
+    fdt.end_node(clock)?;
+    write_device(&mut fdt, "rtc", layout::PL031, 0x1000, &["arm,pl031", "arm,primecell"], |fdt| {
+        fdt.property_u32("clocks", CLOCK_PHANDLE)?;
+        fdt.property_string("clock-names", "apb_pclk")
+    })?;
+    write_device(&mut fdt, "pvpanic", layout::PANIC_REPORT, 2, &["qemu,pvpanic-mmio"], |_| Ok(()))?;
+    write_device(&mut fdt, "exit", board.exit_register, 8, &["bivisor,exit-register"], |_| Ok(()))?;
 
     fdt.end_node(root)?;
     fdt.finish()
@@ -112,6 +138,18 @@ fn write_gic(fdt: &mut FdtWriter, board: &Board, gic: Gic) -> Result<(), Error> 
     fdt.property_null("interrupt-controller")?;
     fdt.property_array_u64("reg", &[distributor.start, distributor.len, rest.start, rest_len])?;
     fdt.property_phandle(GIC_PHANDLE)?;
+    if gic == Gic::V3 {
+        let its = layout::GIC_ITS;
+        fdt.property_u32("#address-cells", 2)?;
+        fdt.property_u32("#size-cells", 2)?;
+        fdt.property_null("ranges")?;
+        let node = fdt.begin_node(&format!("msi-controller@{:x}", its.start))?;
+        fdt.property_string("compatible", "arm,gic-v3-its")?;
+        fdt.property_null("msi-controller")?;
+        fdt.property_u32("#msi-cells", 1)?;
+        fdt.property_array_u64("reg", &[its.start, its.len])?;
+        fdt.end_node(node)?;
+    }
     fdt.end_node(node)
 }
 
@@ -121,12 +159,13 @@ fn write_device(
     name: &str,
     at: BusAddr,
     len: u64,
-    compatible: &str,
+    compatible: &[&str],
     more: impl FnOnce(&mut FdtWriter) -> Result<(), Error>,
 ) -> Result<(), Error> {
     debug_assert_eq!(at.space, Space::Memory, "this architecture has no ports");
     let node = fdt.begin_node(&format!("{name}@{:x}", at.addr))?;
-    fdt.property_string("compatible", compatible)?;
+    let names = compatible.iter().map(|name| name.to_string()).collect();
+    fdt.property_string_list("compatible", names)?;
     fdt.property_array_u64("reg", &[at.addr, len])?;
     more(fdt)?;
     fdt.end_node(node)
@@ -185,11 +224,14 @@ mod tests {
             ],
             exit_register: BusAddr::memory(0x8000),
         };
+        let initrd = RamRange { start: 0x4800_0000, len: 0x123 };
+        let kernel =
+            Kernel { cmdline: b"console=ttyS0".to_vec(), initrd: Some(initrd), header: vec![] };
         for (gic, compatible, rest) in [
             (Gic::V2, "arm,cortex-a15-gic\0", [0x0801_0000, 0x1_0000]),
             (Gic::V3, "arm,gic-v3\0", [0x080a_0000, 17 * 0x2_0000]),
         ] {
-            let found = properties(&device_tree(&board, gic).unwrap());
+            let found = properties(&device_tree(&board, &kernel, gic).unwrap());
             let expect = |path: &str, value: Vec<u8>| assert_eq!(found[path], value, "{path}");
             expect("/memory@40000000/reg", cells(&[0, 0x4000_0000, 0, 0x1000_0000]));
             expect("/memory@100000000/reg", cells(&[1, 0, 0, 0x2000]));
@@ -199,6 +241,9 @@ mod tests {
             expect("/psci/method", b"hvc\0".to_vec());
             expect("/serial@9100000/reg", cells(&[0, 0x0910_0000, 0, 8]));
             expect("/chosen/stdout-path", b"/serial@9100000\0".to_vec());
+            expect("/serial@9100000/interrupts", cells(&[0, 1, 1]));
+            expect("/chosen/bootargs", b"console=ttyS0\0".to_vec());
+            expect("/chosen/linux,initrd-end", cells(&[0, 0x4800_0123]));
             expect("/exit@8000/compatible", b"bivisor,exit-register\0".to_vec());
             expect("/pvpanic@9120000/reg", cells(&[0, 0x0912_0000, 0, 2]));
             expect("/interrupt-controller@8000000/compatible", compatible.into());

@@ -1,13 +1,14 @@
 //! The in-kernel interrupt controller: GICv3 where the host has it, else GICv2.
 //!
-//! Source: KVM API, "devices/arm-vgic-v3.rst" and "devices/arm-vgic.rst". It is initialised after
+//! Source: KVM API, "devices/arm-vgic-v3.rst", "devices/arm-vgic-its.rst" and "devices/arm-vgic.rst". It is initialised after
 //! the last vCPU: KVM refuses new vCPUs from then on.
 
 use anyhow::{Context, Result, ensure};
 use kvm_bindings::{
     KVM_DEV_ARM_VGIC_CTRL_INIT, KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_DEV_ARM_VGIC_GRP_CTRL,
-    KVM_DEV_ARM_VGIC_GRP_NR_IRQS, KVM_VGIC_V2_ADDR_TYPE_CPU, KVM_VGIC_V2_ADDR_TYPE_DIST,
-    KVM_VGIC_V3_ADDR_TYPE_DIST, KVM_VGIC_V3_ADDR_TYPE_REDIST, kvm_create_device, kvm_device_attr,
+    KVM_DEV_ARM_VGIC_GRP_NR_IRQS, KVM_VGIC_ITS_ADDR_TYPE, KVM_VGIC_V2_ADDR_TYPE_CPU,
+    KVM_VGIC_V2_ADDR_TYPE_DIST, KVM_VGIC_V3_ADDR_TYPE_DIST, KVM_VGIC_V3_ADDR_TYPE_REDIST,
+    kvm_create_device, kvm_device_attr, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_ITS,
     kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V2, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3,
 };
 use kvm_ioctls::{DeviceFd, VmFd};
@@ -21,6 +22,8 @@ const INTERRUPTS: u32 = 128;
 /// The controller of one machine.
 pub struct Chip {
     device: DeviceFd,
+    /// The interrupt translation service, where the version has one.
+    its: Option<DeviceFd>,
     /// Its version.
     pub version: Gic,
 }
@@ -39,7 +42,14 @@ impl Chip {
                 (device, Gic::V2)
             }
         };
-        let chip = Self { device, version };
+        let its = match version {
+            Gic::V3 => Some(
+                create(kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_ITS)
+                    .context("create an interrupt translation service")?,
+            ),
+            Gic::V2 => None,
+        };
+        let chip = Self { device, its, version };
         let (distributor, rest) = match version {
             Gic::V3 => (KVM_VGIC_V3_ADDR_TYPE_DIST, KVM_VGIC_V3_ADDR_TYPE_REDIST),
             Gic::V2 => (KVM_VGIC_V2_ADDR_TYPE_DIST, KVM_VGIC_V2_ADDR_TYPE_CPU),
@@ -57,27 +67,33 @@ impl Chip {
             cpus <= limit,
             "--cpus {cpus}: this host's interrupt controller serves at most {limit}"
         );
-        chip.set_address(distributor, layout::GIC_DISTRIBUTOR.start)?;
-        chip.set_address(rest, region.start)?;
+        set_address(&chip.device, distributor, layout::GIC_DISTRIBUTOR.start)?;
+        set_address(&chip.device, rest, region.start)?;
+        if let Some(its) = &chip.its {
+            set_address(its, KVM_VGIC_ITS_ADDR_TYPE, layout::GIC_ITS.start)?;
+        }
         Ok(chip)
     }
 
     /// Once every vCPU exists: sets the number of interrupts and initialises it.
     pub fn initialise(&self) -> Result<()> {
         let interrupts = INTERRUPTS;
-        self.set(KVM_DEV_ARM_VGIC_GRP_NR_IRQS, 0, &raw const interrupts as u64)
+        set(&self.device, KVM_DEV_ARM_VGIC_GRP_NR_IRQS, 0, &raw const interrupts as u64)
             .context("set the number of interrupts")?;
-        self.set(KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_CTRL_INIT.into(), 0)
-            .context("initialise the interrupt controller")
+        for device in [Some(&self.device), self.its.as_ref()].into_iter().flatten() {
+            set(device, KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_CTRL_INIT.into(), 0)
+                .context("initialise the interrupt controller")?;
+        }
+        Ok(())
     }
+}
 
-    fn set_address(&self, part: u32, guest_addr: u64) -> Result<()> {
-        self.set(KVM_DEV_ARM_VGIC_GRP_ADDR, part.into(), &raw const guest_addr as u64)
-            .with_context(|| format!("place the interrupt controller at {guest_addr:#x}"))
-    }
+fn set_address(device: &DeviceFd, part: u32, guest_addr: u64) -> Result<()> {
+    set(device, KVM_DEV_ARM_VGIC_GRP_ADDR, part.into(), &raw const guest_addr as u64)
+        .with_context(|| format!("place the interrupt controller at {guest_addr:#x}"))
+}
 
-    /// Sets one attribute; `addr` is the address of its value in this process.
-    fn set(&self, group: u32, attr: u64, addr: u64) -> Result<(), kvm_ioctls::Error> {
-        self.device.set_device_attr(&kvm_device_attr { group, attr, addr, flags: 0 })
-    }
+/// Sets one attribute; `addr` is the address of its value in this process.
+fn set(device: &DeviceFd, group: u32, attr: u64, addr: u64) -> Result<(), kvm_ioctls::Error> {
+    device.set_device_attr(&kvm_device_attr { group, attr, addr, flags: 0 })
 }

@@ -14,6 +14,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
 use linux_loader::configurator::{BootConfigurator, BootParams, fdt::FdtBootConfigurator};
 use vm_memory::{GuestAddress, MmapRegion, VolatileMemory};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::fdt::device_tree;
 use super::gic::Chip;
@@ -89,7 +90,7 @@ fn add_vectors(vm: &VmFd) -> Result<MmapRegion> {
 }
 
 /// Creates the interrupt controller and asks for the CPU model that the host prefers.
-pub fn before_vcpus(_: &Kvm, vm: &VmFd, cpus: usize) -> Result<Chips> {
+pub fn before_vcpus(_: &Kvm, vm: &VmFd, cpus: usize, _: Mode) -> Result<Chips> {
     ensure!(
         vm.check_extension(Cap::ArmPsci02),
         "this host's KVM lacks PSCI 0.2: update the kernel"
@@ -100,6 +101,11 @@ pub fn before_vcpus(_: &Kvm, vm: &VmFd, cpus: usize) -> Result<Chips> {
     vm.get_preferred_target(&mut target).context("ask for the preferred CPU")?;
     target.features[0] |= 1 << KVM_ARM_VCPU_PSCI_0_2;
     Ok(Chips { gic, target, _vectors: vectors })
+}
+
+/// Wires the console's interrupt, a shared one of the controller, which must be initialised.
+pub fn wire_console(vm: &VmFd, line: &EventFd) -> Result<()> {
+    vm.register_irqfd(line, layout::CONSOLE_SPI).context("wire the console's interrupt")
 }
 
 /// Initialises the interrupt controller.
@@ -127,7 +133,7 @@ pub fn prepare(
     chips: &Chips,
 ) -> Result<Entry> {
     let Mode::El1 = start.mode;
-    let blob = device_tree(board, chips.gic.version)?;
+    let blob = device_tree(board, &start.kernel, chips.gic.version)?;
     let len = blob.len() as u64;
     let limit = places.ram_start().saturating_add(layout::FDT_REACH);
     let found = FDT_ALIGNS.into_iter().find_map(|align| {

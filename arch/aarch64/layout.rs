@@ -5,7 +5,10 @@
 //! 0x0000_0000  nothing (virt has its flash here)
 //! 0x0800_0000  GIC distributor
 //! 0x0801_0000  GICv2 CPU interface
+//! 0x0808_0000  GICv3 interrupt translation service
 //! 0x080a_0000  GICv3 redistributors, 128 KiB for each of 123 CPUs
+//! 0x0900_0000  PL011, on the same console
+//! 0x0901_0000  PL031
 //! 0x0910_0000  console (16550)
 //! 0x0911_0000  exit register
 //! 0x0912_0000  pvpanic
@@ -14,7 +17,7 @@
 //! 0x4000_0000  RAM; a flat image at +0x8_0000
 //! ```
 
-use crate::board::StopRegister;
+use crate::board::{Extra, StopRegister};
 use crate::exit::BusAddr;
 use crate::layout_check::{Region, ascending_and_disjoint};
 use crate::memory::RamRange;
@@ -28,12 +31,23 @@ pub const GIC_CPU_INTERFACE: Region =
 /// Where `virt` has the GICv3 redistributors.
 pub const GIC_REDISTRIBUTORS: Region =
     Region { name: "GIC redistributors", start: 0x080a_0000, len: 0x00f6_0000 };
+/// Where `virt` has the GICv3 interrupt translation service.
+pub const GIC_ITS: Region = Region { name: "GIC ITS", start: 0x0808_0000, len: 0x2_0000 };
 /// Bytes of one CPU's redistributor: the RD and the SGI frame (Arm IHI 0069, "GIC Redistributor
 /// register map").
 pub const GIC_REDISTRIBUTOR_LEN: u64 = 0x2_0000;
 
+/// Where `virt` has its UART: bare-metal code made for that board prints there.
+const PL011: BusAddr = BusAddr::memory(0x0900_0000);
+/// Where `virt` has its clock.
+pub const PL031: BusAddr = BusAddr::memory(0x0901_0000);
+/// Devices of this platform alone.
+pub const EXTRAS: &[(Extra, BusAddr)] = &[(Extra::Pl011, PL011), (Extra::Pl031, PL031)];
+
 /// Our choice: past what `virt` has at 0x0900_0000 (a PL011, an RTC and more), a page of its own.
 pub const CONSOLE: BusAddr = BusAddr::memory(0x0910_0000);
+/// The console's shared interrupt. Our choice: the first one, which is QEMU's UART's too.
+pub const CONSOLE_SPI: u32 = 1;
 /// Our choice: the next 64 KiB, so that a guest with pages of that size maps each device alone.
 pub const EXIT_REGISTER: BusAddr = BusAddr::memory(0x0911_0000);
 /// As above.
@@ -58,7 +72,10 @@ pub const STOP_REGISTERS: &[StopRegister] = &[];
 pub const WINDOWS: &[Region] = &[
     GIC_DISTRIBUTOR,
     GIC_CPU_INTERFACE,
+    GIC_ITS,
     GIC_REDISTRIBUTORS,
+    Region { name: "PL011", start: PL011.addr, len: PAGE },
+    Region { name: "PL031", start: PL031.addr, len: PAGE },
     Region { name: "console", start: CONSOLE.addr, len: PAGE },
     Region { name: "pvpanic", start: PANIC_REPORT.addr, len: PAGE },
     VECTORS,
@@ -76,6 +93,15 @@ pub const FLAT_OFFSET: u64 = 0x8_0000;
 /// The device tree lies no higher than this above the start of RAM, so that early code reaches it
 /// with few page tables (Linux v4.1 Documentation/arm64/booting.txt: within 512 MiB).
 pub const FDT_REACH: u64 = 512 << 20;
+
+/// `COMMAND_LINE_SIZE` of Linux on this architecture, less its zero byte.
+pub const CMDLINE_MAX: usize = 2047;
+
+/// In one gigabyte-aligned window of 32 GiB with the kernel (Linux v6.12
+/// Documentation/arch/arm64/booting.rst); RAM begins at such an address or below it.
+pub fn initrd_below(ram_start: u64) -> u64 {
+    (ram_start & !((1 << 30) - 1)).saturating_add(32 << 30)
+}
 
 /// RAM is one piece.
 pub fn ram(size: u64) -> Vec<RamRange> {

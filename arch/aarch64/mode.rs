@@ -12,6 +12,12 @@ pub enum Mode {
 impl Mode {
     /// All modes by name.
     pub const NAMED: &[(&str, Self)] = &[("el1", Self::El1)];
+
+    /// True if a guest that starts so is given a command line and an initial RAM disk: the device
+    /// tree has room for both.
+    pub fn has_platform(self) -> bool {
+        true
+    }
 }
 
 /// PSTATE of a first vCPU: EL1h, debug, SError, IRQ and FIQ masked (Linux v6.12

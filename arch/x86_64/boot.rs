@@ -1,14 +1,14 @@
-//! How the first vCPU of a flat guest starts: segments, control registers, and the descriptor
-//! and page tables that its mode needs, as plain numbers.
+//! How the first vCPU starts: segments, control registers, and the tables that its mode needs, as
+//! plain numbers.
 //!
 //! Source: SDM vol. 3A, chapters "Protected-Mode Memory Management", "Paging" and "Processor
 //! Management and Initialization", ed. 083.
 
 use anyhow::{Result, ensure};
 
-use super::layout;
-use super::registers::{CS, GENERAL, RFLAGS, RIP, Register, SEGMENTS};
-use crate::board::Start;
+use super::registers::{CS, GENERAL, RBX, RFLAGS, RIP, RSI, Register, SEGMENTS};
+use super::{acpi, layout, linux, pvh};
+use crate::board::{Board, Start};
 use crate::places::Places;
 
 /// The mode that a guest starts in.
@@ -20,12 +20,31 @@ pub enum Mode {
     Protected,
     /// 64 bits, the first 4 GiB mapped onto themselves.
     Long,
+    /// As above, by the 64-bit Linux boot protocol.
+    Linux,
+    /// 32 bits, by the PVH boot protocol.
+    Pvh,
 }
 
 impl Mode {
     /// All modes by name.
-    pub const NAMED: &[(&str, Self)] =
-        &[("real", Self::Real), ("protected", Self::Protected), ("long", Self::Long)];
+    pub const NAMED: &[(&str, Self)] = &[
+        ("real", Self::Real),
+        ("protected", Self::Protected),
+        ("long", Self::Long),
+        ("linux", Self::Linux),
+        ("pvh", Self::Pvh),
+    ];
+
+    /// True if a guest that starts so expects a platform: interrupt controllers and ACPI. HLT then
+    /// waits for an interrupt.
+    pub fn has_platform(self) -> bool {
+        matches!(self, Self::Linux | Self::Pvh)
+    }
+
+    fn is_64_bit(self) -> bool {
+        matches!(self, Self::Long | Self::Linux)
+    }
 }
 
 /// `rflags` bit 1 reads as one (SDM vol. 1, "EFLAGS Register").
@@ -42,9 +61,10 @@ const CR4_OSXMMEXCPT: u64 = 1 << 10;
 const EFER_LME: u64 = 1 << 8;
 const EFER_LMA: u64 = 1 << 10;
 
-/// Selectors of the two descriptors in our table. Our choice: the order that most kernels use.
-const CODE_SELECTOR: u16 = 0x08;
-const DATA_SELECTOR: u16 = 0x10;
+/// Selectors of the two descriptors in our table: `__BOOT_CS` and `__BOOT_DS`, which Linux wants
+/// (Linux v6.12 Documentation/arch/x86/boot.rst, "64-bit BOOT PROTOCOL") and nobody else minds.
+const CODE_SELECTOR: u16 = 0x10;
+const DATA_SELECTOR: u16 = 0x18;
 
 /// Segment types (SDM vol. 3A, "Code- and Data-Segment Descriptor Types"): accessed, so that the
 /// CPU need not write the descriptor.
@@ -126,27 +146,25 @@ pub type Table = (u64, Vec<u8>);
 /// room: low where the guest leaves some, else at the top of RAM.
 pub fn first_state(
     start: &Start<Mode, Register>,
+    board: &Board,
     places: &mut Places,
 ) -> Result<(FirstState, Vec<Table>)> {
     let mut tables = Vec::new();
-    let mut place = |len, what| {
-        let low = places.take_below(layout::TABLES_BELOW, len, 0x1000, what);
-        // 32-bit code must reach them, so not above 4 GiB.
-        low.or_else(|_| places.take_below(1 << 32, len, 0x1000, what))
-    };
     let mut system = match start.mode {
         Mode::Real => real(start),
-        Mode::Protected | Mode::Long => {
-            flat(start.mode, place(GDT_LEN, "descriptor table")?, &mut tables)
-        }
+        _ => flat(start.mode, place(places, GDT_LEN, "descriptor table")?, &mut tables),
     };
-    if start.mode == Mode::Long {
-        let at = place(PAGE_TABLES_LEN, "page tables")?;
+    if start.mode.is_64_bit() {
+        let at = place(places, PAGE_TABLES_LEN, "page tables")?;
         tables.push((at, identity_map(at)));
         system.control[1] = at;
     }
     let mut general = [0; GENERAL.len()];
     general[RFLAGS] = RFLAGS_FIXED;
+    if start.mode.has_platform() {
+        let (register, value) = platform(start, board, places, &mut tables)?;
+        general[register] = value;
+    }
     let mut rip_is_set = false;
     for (register, value) in &start.registers {
         match *register {
@@ -164,7 +182,7 @@ pub fn first_state(
     if !rip_is_set {
         let base = system.segments[CS].base;
         let reach =
-            if start.mode == Mode::Long { u64::MAX } else { system.segments[CS].limit.into() };
+            if start.mode.is_64_bit() { u64::MAX } else { system.segments[CS].limit.into() };
         let ip = start.entry.checked_sub(base).filter(|ip| *ip <= reach);
         ensure!(
             ip.is_some(),
@@ -175,6 +193,42 @@ pub fn first_state(
         general[RIP] = ip.expect("checked above");
     }
     Ok((FirstState { general, system }, tables))
+}
+
+/// Finds room for a table: low where the guest leaves some, else at the top of RAM, but below
+/// 4 GiB, where 32-bit code reaches it.
+fn place(places: &mut Places, len: u64, what: &str) -> Result<u64> {
+    let low = places.take_below(layout::TABLES_BELOW, len, 0x1000, what);
+    low.or_else(|_| places.take_below(1 << 32, len, 0x1000, what))
+}
+
+/// The tables of a boot protocol: ACPI, the command line, and what leads to them. Gives the index
+/// of the register in which the kernel finds the latter, and its value.
+fn platform(
+    start: &Start<Mode, Register>,
+    board: &Board,
+    places: &mut Places,
+    tables: &mut Vec<Table>,
+) -> Result<(usize, u64)> {
+    let kernel = &start.kernel;
+    let rsdp = layout::ACPI.start;
+    let acpi = acpi::tables(rsdp, board.cpus);
+    ensure!(acpi.len() as u64 <= layout::ACPI.len, "ACPI tables are too large: use fewer CPUs");
+    places.reserve(rsdp, layout::ACPI.len, "ACPI tables")?;
+    tables.push((rsdp, acpi));
+    let cmdline = place(places, kernel.cmdline.len() as u64 + 1, "command line")?;
+    tables.push((cmdline, [&kernel.cmdline[..], b"\0"].concat()));
+    let map = linux::memory_map(&board.ram, layout::LEGACY);
+    if start.mode == Mode::Pvh {
+        let at = place(places, pvh::len(map.len()), "start info")?;
+        tables.push((at, pvh::start_info(at, cmdline, kernel.initrd, rsdp, &map)));
+        return Ok((RBX, at));
+    }
+    let at = place(places, linux::ZERO_PAGE_LEN, "zero page")?;
+    let (header, initrd) = (&kernel.header[..], kernel.initrd);
+    let params = linux::Params { header, cmdline, initrd, rsdp, map: &map };
+    tables.push((at, linux::zero_page(&params)));
+    Ok((RSI, at))
 }
 
 /// Real mode: every segment at zero, the code segment where the entry needs it.
@@ -188,12 +242,12 @@ fn real(start: &Start<Mode, Register>) -> SystemRegisters {
 
 /// Protected and long mode: flat segments from a descriptor table of our own at `gdt`.
 fn flat(mode: Mode, gdt: u64, tables: &mut Vec<Table>) -> SystemRegisters {
-    let long = mode == Mode::Long;
+    let long = mode.is_64_bit();
     let limit = u32::MAX;
     let data =
         Segment { selector: DATA_SELECTOR, base: 0, limit, kind: TYPE_DATA, db: true, long: false };
     let code = Segment { selector: CODE_SELECTOR, kind: TYPE_CODE, db: !long, long, ..data };
-    let descriptors = [0, code.descriptor(), data.descriptor()];
+    let descriptors = [0, 0, code.descriptor(), data.descriptor()];
     let bytes: Vec<u8> = descriptors.iter().flat_map(|d| d.to_le_bytes()).collect();
     let gdt_limit = bytes.len() as u16 - 1;
     tables.push((gdt, bytes));
@@ -234,7 +288,13 @@ fn identity_map(at: u64) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::board::Kernel;
     use crate::memory::RamRange;
+
+    fn board() -> Board {
+        let ram = vec![RamRange { start: 0, len: 0x100_0000 }];
+        Board { cpus: 1, ram, exit_register: layout::EXIT_REGISTER }
+    }
 
     fn start(
         mode: Mode,
@@ -245,8 +305,8 @@ mod tests {
             .iter()
             .map(|(name, value)| (super::super::register(name).unwrap().0, *value))
             .collect();
-        let mut places = Places::new(&[RamRange { start: 0, len: 0x100_0000 }]);
-        first_state(&Start { mode, entry, registers }, &mut places)
+        let start = Start { mode, entry, registers, kernel: Kernel::default() };
+        first_state(&start, &board(), &mut Places::new(&board().ram))
     }
 
     #[test]
@@ -291,10 +351,10 @@ mod tests {
         {
             let (state, tables) = start(mode, 0x10_0000, &[]).unwrap();
             let (at, bytes) = &tables[0];
-            assert_eq!(state.system.gdt, Some((*at, 23)));
+            assert_eq!(state.system.gdt, Some((*at, 31)));
             let descriptors: Vec<u64> =
                 bytes.chunks(8).map(|d| u64::from_le_bytes(d.try_into().unwrap())).collect();
-            assert_eq!(descriptors, [0, code, 0x00cf_9300_0000_ffff]);
+            assert_eq!(descriptors, [0, 0, code, 0x00cf_9300_0000_ffff]);
             assert!(*at < layout::TABLES_BELOW && at % 0x1000 == 0);
         }
     }
@@ -321,12 +381,13 @@ mod tests {
     fn tables_go_high_when_the_guest_takes_all_low_memory() {
         let mut places = Places::new(&[RamRange { start: 0, len: 0x20_0000 }]);
         places.reserve(0, 0xa_0000, "image").unwrap();
-        let start = Start { mode: Mode::Long, entry: 0, registers: vec![] };
-        let (_, tables) = first_state(&start, &mut places).unwrap();
+        let kernel = Kernel::default();
+        let start = Start { mode: Mode::Long, entry: 0, registers: vec![], kernel };
+        let (_, tables) = first_state(&start, &board(), &mut places).unwrap();
         assert!(tables.iter().all(|(at, _)| *at >= 0xa_0000));
         let mut full = Places::new(&[RamRange { start: 0, len: 0x1000 }]);
         full.reserve(0, 0x1000, "image").unwrap();
-        let error = first_state(&start, &mut full).unwrap_err().to_string();
+        let error = first_state(&start, &board(), &mut full).unwrap_err().to_string();
         assert!(error.contains("no room for the descriptor table"), "{error}");
     }
 }

@@ -1,7 +1,8 @@
 //! The half of x86-64 that talks to KVM: VM and vCPU creation, SREGS, REGS, CPUID and MSRs, exits.
 //!
-//! A guest with one CPU gets no interrupt controller, so that HLT ends it; more CPUs need local
-//! APICs, because the others are started by INIT and SIPI.
+//! A flat guest with one CPU gets no interrupt controller, so that HLT ends it; more CPUs need
+//! local APICs, because the others are started by INIT and SIPI. A kernel with a boot protocol gets
+//! the whole platform.
 
 use std::arch::x86_64::__cpuid;
 
@@ -12,6 +13,7 @@ use kvm_bindings::{
     kvm_regs, kvm_segment, kvm_sregs,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::boot::{FirstState, Mode, Segment, first_state};
 use super::registers::{GENERAL, RFLAGS, RIP, Register};
@@ -57,17 +59,32 @@ pub struct Chips {
     cpus: usize,
 }
 
-/// Places KVM's own pages, and makes local APICs where there is more than one CPU.
-pub fn before_vcpus(kvm: &Kvm, vm: &VmFd, cpus: usize) -> Result<Chips> {
+/// Places KVM's own pages and makes the interrupt controllers: all of them for a guest that expects
+/// a platform, only local APICs for a flat guest with more than one CPU, else none.
+pub fn before_vcpus(kvm: &Kvm, vm: &VmFd, cpus: usize, mode: Mode) -> Result<Chips> {
     // The first of KVM's pages, the identity map, is there unless it is moved.
     vm.set_tss_address(layout::KVM_PAGES as usize + 0x1000).context("place the task state")?;
-    if cpus > 1 {
+    let platform = mode.has_platform();
+    if platform {
+        vm.create_irq_chip().context("create the interrupt controllers")?;
+    } else if cpus > 1 {
         let mut split = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
         split.args[0] = IOAPIC_PINS;
         vm.enable_cap(&split).context("create local APICs")?;
     }
-    let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).context("read supported CPUID")?;
+    let mut cpuid =
+        kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).context("read supported CPUID")?;
+    // KVM has the timer but leaves it to us to say so.
+    if platform && kvm.check_extension(Cap::TscDeadlineTimer) {
+        let features = cpuid.as_mut_slice().iter_mut().filter(|leaf| leaf.function == 1);
+        features.for_each(|leaf| leaf.ecx |= cpuid::TSC_DEADLINE);
+    }
     Ok(Chips { cpuid, cpus })
+}
+
+/// Wires the console's interrupt.
+pub fn wire_console(vm: &VmFd, line: &EventFd) -> Result<()> {
+    vm.register_irqfd(line, layout::CONSOLE_LINE).context("wire the console's interrupt")
 }
 
 /// Nothing waits for the last vCPU here.
@@ -82,11 +99,11 @@ pub struct Entry(FirstState);
 pub fn prepare(
     ram: &GuestRam,
     places: &mut Places,
-    _board: &Board,
+    board: &Board,
     start: &Start<Mode, Register>,
     _chips: &Chips,
 ) -> Result<Entry> {
-    let (state, tables) = first_state(start, places)?;
+    let (state, tables) = first_state(start, board, places)?;
     for (guest_addr, table) in tables {
         ram.write(&table, guest_addr)?;
     }

@@ -7,16 +7,23 @@
 //! 0xfec0_0000    I/O APIC                   0x03f8          console (16550)
 //! 0xfee0_0000    local APICs                0x0505          pvpanic
 //! 0xfffb_c000    KVM's own four pages       0x0604          ACPI PM1a control: power-off
-//! 0x1_0000_0000  the rest of RAM            0x0cf9          reset control
+//! 0x1_0000_0000  the rest of RAM            0x0600          ACPI sleep control and status
+//!                                           0x0cf9          reset control
 //! ```
 
-use crate::board::{Does, StopRegister};
+use crate::board::{Does, Extra, StopRegister};
 use crate::exit::BusAddr;
 use crate::layout_check::{Region, ascending_and_disjoint};
 use crate::memory::RamRange;
 
 /// COM1: the base that the PC platform gives the first serial port.
 pub const CONSOLE: BusAddr = BusAddr::port(0x3f8);
+
+/// No devices of this platform alone.
+pub const EXTRAS: &[(Extra, BusAddr)] = &[];
+
+/// COM1's interrupt line.
+pub const CONSOLE_LINE: u32 = 4;
 
 /// Where QEMU's isa-debug-exit is usually put, so that guests made for it work.
 pub const EXIT_REGISTER: BusAddr = BusAddr::port(0xf4);
@@ -26,6 +33,14 @@ pub const PANIC_REPORT: BusAddr = BusAddr::port(0x505);
 
 /// Ports are 16 bits wide (SDM vol. 1, "I/O Port Addressing").
 pub const PORTS: u64 = 1 << 16;
+
+/// ACPI's sleep control register, and the status register behind it. Our choice: where chipsets
+/// have their power management.
+pub const SLEEP_CONTROL: BusAddr = BusAddr::port(0x600);
+/// The chipset's reset control, and the value that resets all of it.
+pub const RESET_CONTROL: BusAddr = BusAddr::port(0xcf9);
+/// See [`RESET_CONTROL`].
+pub const RESET_VALUE: u8 = 0x6;
 
 /// The PC's registers that switch it off or reset it.
 pub const STOP_REGISTERS: &[StopRegister] = &[
@@ -51,10 +66,20 @@ pub const STOP_REGISTERS: &[StopRegister] = &[
         does: Does::PowerOff,
         reads: 0,
     },
+    // ACPI 6.5, 4.8.3.7 "Sleep Control and Status": SLP_EN (bit 5) with the sleep type of S5.
+    StopRegister {
+        name: "ACPI sleep control",
+        at: SLEEP_CONTROL,
+        len: 2,
+        mask: 0x3c,
+        value: 0x34,
+        does: Does::PowerOff,
+        reads: 0,
+    },
     // Intel PCH data sheets, "Reset Control Register": RST_CPU (bit 2) resets.
     StopRegister {
         name: "reset control",
-        at: BusAddr::port(0xcf9),
+        at: RESET_CONTROL,
         len: 1,
         mask: 0x4,
         value: 0x4,
@@ -72,10 +97,15 @@ const FOUR_GIB: u64 = 1 << 32;
 /// KVM_SET_IDENTITY_MAP_ADDR): the identity map, then three for the task state.
 pub const KVM_PAGES: u64 = 0xfffb_c000;
 
+/// Where KVM has the I/O APIC (SDM vol. 3A, "APIC"; Intel 82093AA).
+pub const IO_APIC: u64 = 0xfec0_0000;
+/// Where every CPU sees its local APIC.
+pub const LOCAL_APIC: u64 = 0xfee0_0000;
+
 /// Memory addresses that are never RAM.
 pub const WINDOWS: &[Region] = &[
-    Region { name: "I/O APIC", start: 0xfec0_0000, len: 0x1000 },
-    Region { name: "local APICs", start: 0xfee0_0000, len: 0x1000 },
+    Region { name: "I/O APIC", start: IO_APIC, len: 0x1000 },
+    Region { name: "local APICs", start: LOCAL_APIC, len: 0x1000 },
     Region { name: "pages of KVM's own", start: KVM_PAGES, len: 0x4000 },
 ];
 const _: () = assert!(ascending_and_disjoint(WINDOWS));
@@ -89,6 +119,20 @@ pub const FLAT_LOAD: u64 = 0x10_0000;
 
 /// Tables go below the end of conventional memory, where kernels seldom load.
 pub const TABLES_BELOW: u64 = 0xa_0000;
+
+/// What a PC keeps below 1 MiB: the extended BIOS data area, video memory, ROMs. Not for a kernel.
+pub const LEGACY: RamRange = RamRange { start: 0x9_fc00, len: 0x6_0400 };
+/// Where the ACPI tables lie: in the part of that where a BIOS is, and kernels look for the RSDP
+/// (ACPI 6.5, 5.2.5.1 "Finding the RSDP on IA-PC Systems").
+pub const ACPI: RamRange = RamRange { start: 0xe_0000, len: 0x2_0000 };
+
+/// `COMMAND_LINE_SIZE` of Linux on this architecture, less its zero byte.
+pub const CMDLINE_MAX: usize = 2047;
+
+/// What a bzImage's `initrd_addr_max` has said since protocol 2.03.
+pub fn initrd_below(_ram_start: u64) -> u64 {
+    0x8000_0000
+}
 
 /// RAM, split around the hole below 4 GiB.
 pub fn ram(size: u64) -> Vec<RamRange> {

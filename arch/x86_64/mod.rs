@@ -2,17 +2,21 @@
 //!
 //! Pure, tested on any host: [`layout`], [`boot`], [`cpuid`], [`registers`]. With ioctls: `kvm`.
 
+pub mod acpi;
 pub mod boot;
 pub mod cpuid;
 #[cfg(target_arch = "x86_64")]
 pub mod kvm;
 pub mod layout;
+pub mod linux;
+pub mod pvh;
 pub mod registers;
 
 pub use boot::Mode;
 pub use registers::{REGISTER_NAMES, Register, register};
 
-use crate::payload::Rules;
+use super::formats::Kernel;
+use crate::payload::load::Rules;
 
 /// The name in target triples.
 pub const NAME: &str = "x86_64";
@@ -26,11 +30,17 @@ pub const RULES: Rules<Mode> = Rules {
     flat_mode: Mode::Real,
     flat_load: |mode, _| match mode {
         Mode::Real => layout::REAL_LOAD,
-        Mode::Protected | Mode::Long => layout::FLAT_LOAD,
+        _ => layout::FLAT_LOAD,
     },
     elf_mode: |bits, machine| match (bits, machine) {
         (32, EM_386) => Some(Mode::Protected),
         (64, EM_X86_64) => Some(Mode::Long),
         _ => None,
     },
+    pvh_mode: Some(Mode::Pvh),
+    packed: |kernel| match kernel {
+        Kernel::BzImage(header) => Some((Mode::Linux, header.raw.clone())),
+        _ => None,
+    },
+    place: |_, _| None,
 };

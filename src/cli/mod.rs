@@ -1,7 +1,9 @@
 //! The command line: its syntax here, what each command means in a file of its own.
 
 mod check;
+mod console;
 mod guests;
+mod inspect;
 mod parse;
 mod run;
 
@@ -32,9 +34,10 @@ Exit status:
   0        the guest powered off, or wrote 0 to the exit register
   1-119    what the guest wrote to the exit register
   120      the guest asked for a reset
+  121      the console showed a --fail-on text, or never the --expect text
   122      the guest reported a panic
   123      the guest crashed
-  124      the guest's time or exits were over (--timeout, --max-exits)
+  124      a limit was reached (--timeout, --max-exits, --no-progress)
   125      bivisor or the host failed, usage included
   126      the image can't be run here
   128+n    ended by signal n
@@ -60,6 +63,15 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Tell what an image is: format, architecture, version, entry, memory
+    #[command(after_help = "Example:\n  bivisor inspect /boot/vmlinuz-$(uname -r)")]
+    Inspect {
+        /// The image
+        file: PathBuf,
+        /// As one line of JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Tell what this host can do
     Check {
         /// As one line of JSON
@@ -81,7 +93,11 @@ ADDR, SIZE and VALUE are decimal or, after 0x, hexadecimal; K, M, G and T multip
 
 Examples:
   bivisor run kernel.elf --memory 256M --cpus 2 --timeout 10s
-  bivisor run kernel.bin --load 0x1000 --debug-console port:0xf1 --trace";
+  bivisor run kernel.bin --load 0x1000 --debug-console port:0xf1 --trace
+  bivisor run kernel.elf --expect 'all tests passed' --fail-on PANIC --no-progress 30s
+  bivisor run kernel.elf --console pty
+
+While the guest reads from a terminal: Ctrl-A x ends it, Ctrl-A h shows more keys.";
 
 #[derive(Subcommand)]
 enum Guests {
@@ -106,6 +122,8 @@ struct Limits {
     /// Show each exit in words, on standard error or in FILE
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = "-")]
     trace: Option<PathBuf>,
+    #[command(flatten)]
+    console: console::ConsoleOptions,
     /// Write how the guest ended, as one line of JSON, to FILE or (-) to standard output
     #[arg(long, value_name = "FILE|-")]
     verdict: Option<PathBuf>,
@@ -127,6 +145,15 @@ struct Run {
     /// Set a register of the first CPU (repeatable)
     #[arg(long, value_name = "NAME=VALUE", value_parser = parse::register, allow_hyphen_values = true)]
     reg: Vec<(String, u64)>,
+    /// Unpack a packed kernel anew, and keep nothing in the cache
+    #[arg(long)]
+    no_cache: bool,
+    /// Add this to the kernel's command line
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, default_value = "")]
+    cmdline: String,
+    /// Give the kernel this initial RAM disk (repeatable: one behind the other)
+    #[arg(long, value_name = "FILE")]
+    initrd: Vec<PathBuf>,
     /// Give the guest RAM at exactly this place (repeatable)
     #[arg(long, value_name = "START:SIZE", value_parser = parse::ram, conflicts_with = "memory", allow_hyphen_values = true)]
     ram: Vec<RamRange>,
@@ -194,6 +221,7 @@ impl Args {
             Command::Guests { command: Some(Guests::Export { name, file }), .. } => {
                 guests::export(&name, &file)
             }
+            Command::Inspect { file, json } => inspect::print_description(&file, json),
             Command::Check { json } => check::print_findings(json),
             Command::Completions { shell } => {
                 let mut script = Vec::new();

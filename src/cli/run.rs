@@ -2,54 +2,45 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use bivisor::config::{Config, Memory};
-use bivisor::console::Console;
 use bivisor::guests;
 use bivisor::machine::Machine;
 use bivisor::outcome::{Outcome, status};
-use bivisor::payload::{BadImage, Payload, Wish};
+use bivisor::payload::load::Wish;
+use bivisor::payload::{BadImage, Payload};
 use bivisor::verdict::{Verdict, report};
 
+use super::console::{ConsoleOptions, own};
 use super::{Limits, Run};
-
-/// A file of our own for one of the standard streams.
-fn own(stream: BorrowedFd<'_>, name: &str) -> Result<File> {
-    Ok(File::from(stream.try_clone_to_owned().with_context(|| format!("open {name}"))?))
-}
-
-/// The console on standard output and input.
-fn console() -> Result<Console> {
-    ensure!(
-        !crate::start::stdout_was_closed(),
-        "standard output is closed: give the guest's output a place to go"
-    );
-    Ok(Console {
-        output: own(io::stdout().as_fd(), "standard output")?,
-        input: Some(own(io::stdin().as_fd(), "standard input")?),
-    })
-}
 
 /// `bivisor hello`.
 pub fn hello(limits: Limits) -> Result<u8> {
     let guest = guests::find("hello").expect("it is embedded");
-    let build = || Ok(Config::new(Payload::Bytes(guest.image), console()?));
+    let build =
+        |console: &ConsoleOptions| Ok(Config::new(Payload::Bytes(guest.image), console.open()?));
     start(build, limits)
 }
 
 /// `bivisor run FILE`.
 pub fn image(options: Run) -> Result<u8> {
     let path = options.file.display().to_string();
-    let build = || {
+    let build = |console: &ConsoleOptions| {
         let payload = Payload::open(&options.file).context(path.clone())?;
-        let mut config = Config::new(payload, console()?);
+        let mut config = Config::new(payload, console.open()?);
+        config.cache = !options.no_cache;
         config.wish = Wish { load: options.load, entry: options.entry };
         config.mode = options.mode;
         config.registers = options.reg;
+        config.cmdline = options.cmdline;
+        for path in &options.initrd {
+            let archive = Payload::open(path);
+            config.initrds.push(archive.with_context(|| path.display().to_string())?);
+        }
         config.cpus = options.cpus;
         config.debug_console = options.debug_console;
         config.exit_register = options.exit_register;
@@ -88,10 +79,11 @@ fn verdict_file(limits: &Limits) -> Result<Option<File>> {
 }
 
 /// Builds the machine that `build` configures, runs it and tells how it ended.
-fn start(build: impl FnOnce() -> Result<Config>, limits: Limits) -> Result<u8> {
+fn start(build: impl FnOnce(&ConsoleOptions) -> Result<Config>, limits: Limits) -> Result<u8> {
     // Opened first: a verdict that can't be written is known before the guest runs.
     let verdict = verdict_file(&limits)?;
-    let built = build().and_then(|mut config| {
+    let built = build(&limits.console).and_then(|mut config| {
+        limits.console.watch(&mut config);
         config.timeout = limits.timeout;
         config.max_exits = limits.max_exits;
         config.catch_signals = true;

@@ -4,6 +4,10 @@
 pub mod debug_console;
 pub mod exit_register;
 pub mod panic_report;
+pub mod pl011;
+#[cfg(test)]
+mod rig;
+pub mod rtc;
 pub mod serial;
 pub mod stop_register;
 

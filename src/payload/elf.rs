@@ -6,6 +6,7 @@
 
 use anyhow::Result;
 
+use super::note::{self, Place};
 use super::{Payload, bad_image};
 use crate::memory::GuestRam;
 use crate::places::Places;
@@ -17,8 +18,11 @@ const ET_EXEC: u16 = 2;
 const ET_DYN: u16 = 3;
 const PT_LOAD: u32 = 1;
 const PT_INTERP: u32 = 3;
+const PT_NOTE: u32 = 4;
 /// `e_phnum` that says "the number is elsewhere": no executable that we could run has so many.
 const PN_XNUM: u16 = 0xffff;
+/// Our choice: linkers make one or two `PT_NOTE` segments.
+const MOST_NOTES: usize = 8;
 
 /// One `PT_LOAD` segment with something in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +42,7 @@ pub struct Image {
     machine: u16,
     entry: u64,
     segments: Vec<Segment>,
+    notes: Vec<Place>,
 }
 
 /// A little-endian field of `width` bytes at `at`. The callers' tables keep it inside `bytes`.
@@ -77,7 +82,7 @@ impl Image {
         }
         let mut headers = vec![0; usize::from(count) * entry_len as usize];
         payload.read_at(&mut headers, table, "program headers")?;
-        let mut segments = Vec::new();
+        let (mut segments, mut notes) = (Vec::new(), Vec::new());
         for header in headers.chunks_exact(entry_len as usize) {
             match field(header, 0, 4) as u32 {
                 PT_LOAD => segments.extend(Segment::read(header, bits, payload.len())?),
@@ -85,13 +90,46 @@ impl Image {
                     "is a program for an operating system (it asks for a dynamic linker): \
                      link it statically, for bare metal"
                 ),
+                PT_NOTE if notes.len() < MOST_NOTES => notes.push(note_place(header, bits)),
                 _ => {}
             }
         }
         if segments.is_empty() {
             bad_image!("is an ELF file without anything to load (no PT_LOAD segment)");
         }
-        Ok(Self { bits, machine, entry, segments })
+        Ok(Self { bits, machine, entry, segments, notes })
+    }
+
+    /// 32 or 64.
+    pub fn bits(&self) -> u8 {
+        self.bits
+    }
+
+    /// `e_machine`.
+    pub fn machine(&self) -> u16 {
+        self.machine
+    }
+
+    /// The usual name of the machine that it is for.
+    pub fn machine_name(&self) -> String {
+        machine_name(self.machine)
+    }
+
+    /// The memory that the segments take, from the first to past the last (guest-physical).
+    pub fn load_range(&self) -> (u64, u64) {
+        let start = self.segments.iter().map(|segment| segment.paddr).min().unwrap_or_default();
+        let end = self.segments.iter().map(|segment| segment.paddr + segment.memsz).max();
+        (start, end.unwrap_or_default())
+    }
+
+    /// The descriptor of the note of `owner` and `kind`, if the file has it.
+    pub fn note(&self, payload: &Payload, owner: &[u8], kind: u32) -> Result<Option<Vec<u8>>> {
+        for place in &self.notes {
+            if let Some(descriptor) = note::find(payload, *place, owner, kind)? {
+                return Ok(Some(descriptor));
+            }
+        }
+        Ok(None)
     }
 
     /// The mode that `elf_mode` names for this file's class and machine.
@@ -176,6 +214,17 @@ impl Segment {
             );
         }
         Ok((memsz > 0).then_some(segment))
+    }
+}
+
+/// Where the notes of one program header lie.
+fn note_place(header: &[u8], bits: u8) -> Place {
+    let (offset, len, align) = if bits == 32 { (4, 16, 28) } else { (8, 32, 48) };
+    let word = usize::from(bits / 8);
+    Place {
+        offset: field(header, offset, word),
+        len: field(header, len, word),
+        align: field(header, align, word),
     }
 }
 

@@ -1,0 +1,188 @@
+//! ACPI tables: what a kernel learns about CPUs, interrupts, the console and how to switch off.
+//!
+//! The platform is hardware-reduced, and says what it does *not* have: no CMOS clock, no keyboard
+//! controller to probe, no VGA. Each of these would cost a stock kernel seconds of looking for it.
+//!
+//! Source: ACPI 6.5, 5.2 "ACPI System Description Tables" and 4.8.3.7 "Sleep Control and Status".
+
+use acpi_tables::aml::{
+    Device, EISAName, IO, Interrupt, Name, Package, Path, ResourceTemplate, Scope,
+};
+use acpi_tables::fadt::{FADTBuilder, Flags, PmProfile};
+use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
+use acpi_tables::rsdp::Rsdp;
+use acpi_tables::sdt::Sdt;
+use acpi_tables::xsdt::XSDT;
+use acpi_tables::{Aml, aml};
+
+use super::layout;
+
+const OEM: [u8; 6] = *b"BIVISR";
+const OEM_TABLE: [u8; 8] = *b"BIVISOR ";
+const OEM_REVISION: u32 = 1;
+
+/// FADT "IA-PC Boot Architecture Flags": no VGA, no CMOS RTC; bits that are clear say that there
+/// are no legacy devices and no 8042.
+const NO_VGA: u16 = 1 << 2;
+const NO_CMOS_RTC: u16 = 1 << 5;
+
+/// MADT entry types, and the flag of a CPU that is there.
+const LOCAL_APIC: u8 = 0;
+const IO_APIC: u8 = 1;
+const LOCAL_X2APIC: u8 = 9;
+const ENABLED: u32 = 1;
+
+/// The first APIC id that only an x2APIC entry can hold.
+const FIRST_X2APIC_ID: u32 = 255;
+
+/// Alignment of each table: what its widest field wants.
+const ALIGN: usize = 16;
+
+/// Sleep type of S5 in our DSDT. Our choice: what QEMU and most boards use.
+pub const S5_TYPE: u8 = 5;
+
+fn bytes(table: &dyn Aml) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    table.to_aml_bytes(&mut bytes);
+    bytes
+}
+
+/// Every table for `cpus` CPUs, to be placed at `at`; the RSDP comes first.
+pub fn tables(at: u64, cpus: usize) -> Vec<u8> {
+    // The RSDP's room is kept; what it points to follows.
+    let mut blob = vec![0; Rsdp::len().next_multiple_of(ALIGN)];
+    let mut place = |table: Vec<u8>| {
+        let addr = at + blob.len() as u64;
+        blob.extend(table);
+        blob.resize(blob.len().next_multiple_of(ALIGN), 0);
+        addr
+    };
+    let dsdt = place(dsdt());
+    let fadt = place(fadt(dsdt));
+    let madt = place(madt(cpus));
+    let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
+    xsdt.add_entry(fadt);
+    xsdt.add_entry(madt);
+    let xsdt = place(bytes(&xsdt));
+    let rsdp = bytes(&Rsdp::new(OEM, xsdt));
+    blob[..rsdp.len()].copy_from_slice(&rsdp);
+    blob
+}
+
+/// The console, and the sleep state in which the machine is off.
+fn dsdt() -> Vec<u8> {
+    let console = layout::CONSOLE.addr as u16;
+    let hid = Name::new(Path::new("_HID"), &EISAName::new("PNP0501"));
+    let uid = Name::new(Path::new("_UID"), &aml::ZERO);
+    let ports = IO::new(console, console, 1, 8);
+    let line = Interrupt::new(true, true, false, false, layout::CONSOLE_LINE);
+    let resources = Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&ports, &line]));
+    let serial = Device::new(Path::new("COM1"), vec![&hid, &uid, &resources]);
+    let bus = Scope::new(Path::new("\\_SB_"), vec![&serial]);
+    let s5 = Name::new(Path::new("\\_S5_"), &Package::new(vec![&S5_TYPE, &aml::ZERO]));
+    let mut sdt = Sdt::new(*b"DSDT", 36, 6, OEM, OEM_TABLE, OEM_REVISION);
+    sdt.append_slice(&bytes(&bus));
+    sdt.append_slice(&bytes(&s5));
+    sdt.as_slice().to_vec()
+}
+
+fn fadt(dsdt: u64) -> Vec<u8> {
+    let port = |addr: u64| GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, addr);
+    let mut fadt = FADTBuilder::new(OEM, OEM_TABLE, OEM_REVISION)
+        .dsdt_64(dsdt)
+        .preferred_pm_profile(PmProfile::EnterpriseServer)
+        .flag(Flags::HwReducedAcpi)
+        .flag(Flags::ResetRegSup)
+        .flag(Flags::Headless)
+        .flag(Flags::PwrButton)
+        .flag(Flags::SlpButton);
+    fadt.iapc_boot_arch = (NO_VGA | NO_CMOS_RTC).into();
+    fadt.reset_reg = port(layout::RESET_CONTROL.addr);
+    fadt.reset_value = layout::RESET_VALUE;
+    fadt.sleep_control_reg = port(layout::SLEEP_CONTROL.addr);
+    fadt.sleep_status_reg = port(layout::SLEEP_CONTROL.addr + 1);
+    bytes(&fadt.finalize())
+}
+
+/// One local APIC for each CPU, and the I/O APIC.
+fn madt(cpus: usize) -> Vec<u8> {
+    let mut sdt = Sdt::new(*b"APIC", 36, 5, OEM, OEM_TABLE, OEM_REVISION);
+    // The local APICs' address; flags: no PC-AT interrupt controllers.
+    let apic = layout::LOCAL_APIC as u32;
+    sdt.append_slice(&[apic.to_le_bytes(), 0u32.to_le_bytes()].concat());
+    for cpu in 0..cpus as u32 {
+        let entry = if cpu < FIRST_X2APIC_ID {
+            let head = [LOCAL_APIC, 8, cpu as u8, cpu as u8];
+            [head, ENABLED.to_le_bytes()].concat()
+        } else {
+            let head = [LOCAL_X2APIC, 16, 0, 0];
+            [head, cpu.to_le_bytes(), ENABLED.to_le_bytes(), cpu.to_le_bytes()].concat()
+        };
+        sdt.append_slice(&entry);
+    }
+    let io_apic = layout::IO_APIC as u32;
+    let head = [IO_APIC, 12, 0, 0];
+    sdt.append_slice(&[head, io_apic.to_le_bytes(), 0u32.to_le_bytes()].concat());
+    sdt.as_slice().to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AT: u64 = 0xe_0000;
+
+    fn u32_at(bytes: &[u8], at: usize) -> u32 {
+        u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
+    }
+
+    fn u64_at(bytes: &[u8], at: usize) -> u64 {
+        u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
+    }
+
+    /// The table at `addr`, whose checksum must be right.
+    fn table(blob: &[u8], addr: u64) -> &[u8] {
+        let start = (addr - AT) as usize;
+        let len = u32_at(blob, start + 4) as usize;
+        let table = &blob[start..start + len];
+        assert_eq!(table.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)), 0, "checksum");
+        table
+    }
+
+    #[test]
+    fn the_tables_lead_from_the_rsdp_to_every_cpu() {
+        for cpus in [1, 2, 255, 256, 300] {
+            let blob = tables(AT, cpus);
+            assert_eq!(&blob[..8], b"RSD PTR ");
+            let xsdt = table(&blob, u64_at(&blob, 24));
+            let found: Vec<_> = (36..xsdt.len()).step_by(8).map(|at| u64_at(xsdt, at)).collect();
+            let [fadt, madt] = [table(&blob, found[0]), table(&blob, found[1])];
+            assert_eq!((&fadt[..4], &madt[..4]), (&b"FACP"[..], &b"APIC"[..]));
+            let dsdt = table(&blob, u64_at(fadt, 140));
+            assert_eq!(&dsdt[..4], b"DSDT");
+            let mut at = 44;
+            let mut ids = vec![];
+            while at < madt.len() {
+                match madt[at] {
+                    LOCAL_APIC => ids.push(u32::from(madt[at + 3])),
+                    LOCAL_X2APIC => ids.push(u32_at(madt, at + 4)),
+                    IO_APIC => assert_eq!(u32_at(madt, at + 4), 0xfec0_0000),
+                    other => panic!("entry type {other}"),
+                }
+                at += usize::from(madt[at + 1]);
+            }
+            assert_eq!(ids, (0..cpus as u32).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn the_fadt_says_what_is_not_there_and_how_to_end() {
+        let blob = tables(AT, 1);
+        let xsdt = table(&blob, u64_at(&blob, 24));
+        let fadt = table(&blob, u64_at(xsdt, 36));
+        assert_eq!(u16::from_le_bytes([fadt[109], fadt[110]]), NO_VGA | NO_CMOS_RTC);
+        assert_eq!(u32_at(fadt, 112) & (1 << 20 | 1 << 10), 1 << 20 | 1 << 10);
+        assert_eq!((u64_at(fadt, 120), fadt[128]), (0xcf9, 6));
+        assert_eq!(u64_at(fadt, 248), 0x600);
+    }
+}

@@ -1,0 +1,47 @@
+//! The guest's console on the host: where its output goes and where its input comes from.
+//!
+//! [`output`] gathers what the guest prints and writes it a line at a time; [`input`] reads the
+//! host's side once the guest looks for it; [`keys`] are the ones that are meant for us and not
+//! for the guest; [`watch`] looks for texts in the output.
+
+pub mod input;
+pub mod keys;
+pub mod output;
+pub mod watch;
+
+use std::fs::File;
+
+pub use input::{EOT, Input, Listener};
+pub use output::{Output, PATIENCE};
+
+/// The host files of a console.
+pub struct Console {
+    /// Where the guest's output goes.
+    pub output: File,
+    /// What messages call that.
+    pub name: String,
+    /// Where the guest's input comes from; without it the guest sees an end of file at once.
+    pub input: Option<File>,
+    /// What is peculiar about the two.
+    pub nature: Nature,
+}
+
+/// What is peculiar about the files of a console.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Nature {
+    /// Nothing.
+    Files,
+    /// They are the standard streams. An input that is a terminal is raw while the guest reads it,
+    /// and some keys are ours.
+    Standard,
+    /// They are the upper side of a pseudo-terminal: readers come and go. What is printed while
+    /// there is none fills the terminal's buffer, and then is dropped.
+    Pty,
+}
+
+impl Console {
+    /// A console between two files.
+    pub fn new(output: File, input: Option<File>) -> Self {
+        Self { output, name: "the console's file".into(), input, nature: Nature::Files }
+    }
+}

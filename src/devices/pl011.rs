@@ -1,0 +1,300 @@
+//! Arm's serial port, a PL011 (Arm DDI 0183 G, "PrimeCell UART (PL011)"), beside the 16550 and on
+//! the same console: what bare-metal code prints to.
+//!
+//! Registers of 32 bits; of a wider write the low bits count, and a narrow access gets its part.
+//! Output needs no set-up, neither clocks nor an enabled transmitter: code that was written under
+//! emulators relies on that. When bytes are taken from the host's input, and why the line is
+//! silent after a set-up, is as in [`super::serial`].
+
+mod registers;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use registers::*;
+
+use super::{answer, value};
+use crate::bus::Device;
+use crate::console::{Input, Listener, Output};
+use crate::exit::Stop;
+use crate::irq::Irq;
+
+/// Bytes of its registers.
+pub const LEN: u64 = 0x1000;
+
+/// Bytes that the receiver's FIFO holds. Later revisions have more; nobody asks for it.
+const FIFO_LEN: usize = 16;
+
+/// Our choice: looks at the receiver that find nothing after a set-up. Linux drains twice the
+/// FIFO, or until it is empty, before it enables the receive interrupt.
+const SILENCE: u8 = 32;
+
+/// All that the guest can see.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    /// The receiver's FIFO.
+    pub fifo: VecDeque<u8>,
+    /// UARTRSR.
+    pub rsr: u16,
+    /// UARTILPR.
+    pub ilpr: u16,
+    /// UARTIBRD.
+    pub ibrd: u16,
+    /// UARTFBRD.
+    pub fbrd: u16,
+    /// UARTLCR_H.
+    pub lcr_h: u16,
+    /// UARTCR.
+    pub cr: u16,
+    /// UARTIFLS.
+    pub ifls: u16,
+    /// UARTIMSC.
+    pub imsc: u16,
+    /// UARTRIS.
+    pub ris: u16,
+    /// UARTDMACR; there is no DMA.
+    pub dmacr: u16,
+    /// Looks at the receiver that still find nothing.
+    pub silence: u8,
+    /// The FIFO was emptied and filled again; the guest is to see it empty once.
+    pub pause: bool,
+}
+
+/// The device.
+pub struct Pl011 {
+    output: Arc<Output>,
+    port: Arc<Mutex<Port>>,
+}
+
+/// What the guest and the host's input both change.
+struct Port {
+    state: State,
+    input: Arc<Input>,
+    irq: Irq,
+}
+
+impl Pl011 {
+    /// A PL011 between `output` and `input`, with the interrupt line `irq`.
+    pub fn new(output: Arc<Output>, input: Arc<Input>, irq: Irq) -> Self {
+        let state = State { cr: CR_RESET, ifls: IFLS_RESET, ..State::default() };
+        let port = Arc::new(Mutex::new(Port { state, input: input.clone(), irq }));
+        let listener: Arc<dyn Listener> = port.clone();
+        input.listen(Arc::downgrade(&listener));
+        Self { output, port }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Port> {
+        self.port.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Listener for Mutex<Port> {
+    fn input_arrived(&self) {
+        self.lock().unwrap_or_else(PoisonError::into_inner).receive();
+    }
+}
+
+impl Port {
+    /// The guest waits for an interrupt when data are received.
+    fn interrupts(&self) -> bool {
+        self.state.imsc & (RX | RT) != 0
+    }
+
+    /// True if a byte can come over the line.
+    fn connected(&self) -> bool {
+        self.state.cr & CR_LBE == 0 && self.state.silence == 0
+    }
+
+    /// Bytes that the FIFO can hold now.
+    fn depth(&self) -> usize {
+        if self.state.lcr_h & LCR_H_FEN != 0 { FIFO_LEN } else { 1 }
+    }
+
+    /// Sets `causes`; an edge if one of them is new and enabled.
+    fn raise(&mut self, causes: u16) {
+        let new = causes & !self.state.ris;
+        self.state.ris |= causes;
+        if new & self.state.imsc != 0 {
+            self.irq.trigger();
+        }
+    }
+
+    /// Moves up to `count` bytes from the host's input into the FIFO.
+    fn fill(&mut self, count: usize) {
+        let mut bytes = [0; FIFO_LEN];
+        let taken = self.input.take(&mut bytes[..count.min(FIFO_LEN)]);
+        self.state.fifo.extend(&bytes[..taken]);
+        if taken > 0 {
+            // Whatever the level is that the guest chose: no more may come for a long time, and
+            // then the other cause would be due.
+            self.raise(RX | RT);
+        }
+    }
+
+    /// Fills the FIFO of a guest that waits for an interrupt.
+    fn receive(&mut self) {
+        if !self.interrupts() {
+            return;
+        }
+        // Who waits for an interrupt does not look.
+        self.state.silence = 0;
+        if self.connected() {
+            self.fill(self.depth().saturating_sub(self.state.fifo.len()));
+        }
+    }
+
+    /// The set-up begins anew: what was received goes back, and the line is silent for a moment.
+    fn set_up(&mut self, looped: bool) {
+        let held: Vec<u8> = self.state.fifo.drain(..).collect();
+        self.state.ris &= !(RX | RT);
+        if !looped {
+            self.input.put_back(&held);
+        }
+        self.state.silence = SILENCE;
+        self.receive();
+    }
+
+    fn read_data(&mut self) -> u16 {
+        self.state.silence = self.state.silence.saturating_sub(1);
+        let interrupts = self.interrupts();
+        if !interrupts && self.state.fifo.is_empty() && self.connected() {
+            self.fill(1);
+        }
+        let byte = self.state.fifo.pop_front().unwrap_or(0);
+        if !self.state.fifo.is_empty() {
+            // A handler that takes one byte and returns is owed another interrupt.
+            if interrupts {
+                self.irq.trigger();
+            }
+            return u16::from(byte) | self.state.rsr << 8;
+        }
+        self.state.ris &= !(RX | RT);
+        self.receive();
+        self.state.pause = self.depth() > 1 && !self.state.fifo.is_empty();
+        u16::from(byte) | self.state.rsr << 8
+    }
+
+    fn read_flags(&mut self) -> u16 {
+        self.state.silence = self.state.silence.saturating_sub(1);
+        let mut flags = FR_MODEM | FR_TXFE;
+        if std::mem::take(&mut self.state.pause) {
+            // For a handler that came for the new bytes already.
+            self.irq.trigger();
+            return flags | FR_RXFE;
+        }
+        if self.state.fifo.len() >= self.depth() {
+            flags |= FR_RXFF;
+        }
+        if self.state.fifo.is_empty() {
+            // Every look counts, the first one starts the reading.
+            let waits = !self.interrupts() && self.input.look() && self.connected();
+            flags |= if waits { 0 } else { FR_RXFE };
+        }
+        flags
+    }
+
+    /// RIS or MIS, whichever `mask` says.
+    fn read_causes(&mut self, mask: u16) -> u16 {
+        self.state.pause = false;
+        self.state.ris & mask
+    }
+
+    fn read(&mut self, register: u64) -> u16 {
+        match register {
+            DR => self.read_data(),
+            RSR => self.state.rsr,
+            FR => self.read_flags(),
+            ILPR => self.state.ilpr,
+            IBRD => self.state.ibrd,
+            FBRD => self.state.fbrd,
+            LCR_H => self.state.lcr_h,
+            CR => self.state.cr,
+            IFLS => self.state.ifls,
+            IMSC => self.state.imsc,
+            RIS => self.read_causes(INTERRUPTS),
+            MIS => self.read_causes(self.state.imsc),
+            DMACR => self.state.dmacr,
+            ID.. => IDS.get((register - ID) as usize / 4).map_or(0, |&id| id.into()),
+            _ => 0,
+        }
+    }
+
+    /// Gives the byte that the guest has sent, if it has.
+    fn write(&mut self, register: u64, value: u16) -> Option<u8> {
+        match register {
+            DR => return self.send(value as u8),
+            RSR => self.state.rsr = 0,
+            ILPR => self.state.ilpr = value & 0xff,
+            IBRD => self.state.ibrd = value,
+            FBRD => self.state.fbrd = value & 0x3f,
+            LCR_H => {
+                let switched = (self.state.lcr_h ^ value) & LCR_H_FEN != 0;
+                self.state.lcr_h = value & 0xff;
+                if switched {
+                    self.set_up(self.state.cr & CR_LBE != 0);
+                }
+            }
+            CR => {
+                let looped = self.state.cr & CR_LBE != 0;
+                self.state.cr = value & CR_BITS;
+                self.set_up(looped);
+            }
+            IFLS => self.state.ifls = value & 0x3f,
+            IMSC => {
+                let enabled = value & INTERRUPTS & !self.state.imsc;
+                self.state.imsc = value & INTERRUPTS;
+                if self.state.ris & enabled != 0 {
+                    self.irq.trigger();
+                }
+                self.receive();
+            }
+            ICR => {
+                self.state.ris &= !value;
+                if !self.state.fifo.is_empty() {
+                    // It is no longer a cause, but soon would be one again.
+                    self.raise(RX | RT);
+                }
+                self.receive();
+            }
+            DMACR => self.state.dmacr = value & 0b111,
+            _ => {}
+        }
+        None
+    }
+
+    fn send(&mut self, byte: u8) -> Option<u8> {
+        // It is gone at once, so the FIFO passes its level at every byte.
+        self.raise(TX);
+        if self.state.cr & CR_LBE == 0 {
+            return Some(byte);
+        }
+        if self.state.fifo.len() < self.depth() {
+            self.state.fifo.push_back(byte);
+            self.raise(RX | RT);
+        } else {
+            self.state.rsr |= OVERRUN;
+            self.raise(OE);
+        }
+        None
+    }
+}
+
+impl Device for Pl011 {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        let register = self.lock().read(offset & !3);
+        answer(data, u64::from(register) >> (8 * (offset & 3)));
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) -> ControlFlow<Stop> {
+        // The middle of a register has no meaning.
+        if offset & 3 != 0 {
+            return ControlFlow::Continue(());
+        }
+        // The port is unlocked while a slow reader holds up its output: input still arrives.
+        let sent = self.lock().write(offset, value(data) as u16);
+        sent.map_or(ControlFlow::Continue(()), |byte| self.output.push(&[byte]))
+    }
+}
