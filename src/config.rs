@@ -33,6 +33,18 @@ pub enum Memory {
     Ranges(Vec<RamRange>),
 }
 
+impl Memory {
+    /// Bytes in all.
+    pub fn total(&self) -> u64 {
+        match self {
+            Self::Size(size) => *size,
+            Self::Ranges(ranges) => {
+                ranges.iter().fold(0, |sum, range| range.len.saturating_add(sum))
+            }
+        }
+    }
+}
+
 /// A machine to be built.
 pub struct Config {
     /// The image.

@@ -154,6 +154,9 @@ struct Run {
     /// Give the kernel this initial RAM disk (repeatable: one behind the other)
     #[arg(long, value_name = "FILE")]
     initrd: Vec<PathBuf>,
+    /// Pack what is in DIR into an initial RAM disk (repeatable; behind those of --initrd)
+    #[arg(long, value_name = "DIR")]
+    initrd_dir: Vec<PathBuf>,
     /// Give the guest RAM at exactly this place (repeatable)
     #[arg(long, value_name = "START:SIZE", value_parser = parse::ram, conflicts_with = "memory", allow_hyphen_values = true)]
     ram: Vec<RamRange>,
