@@ -91,7 +91,7 @@ fn bivisor(kernel: &Path, initrd: &Path, way: &'static str) -> Candidate {
     let command = move || {
         let mut command = Command::new(env!("CARGO_BIN_EXE_bivisor"));
         command.arg("run").arg(&kernel).arg("--initrd").arg(&initrd);
-        command.args(["--memory", MEMORY, "--cmdline", "quiet"]);
+        command.args(["--memory", MEMORY, "--cmdline", "quiet", "--image-memory", way]);
         command
     };
     Candidate { name: format!("bivisor {way}"), command: Box::new(command), samples: Vec::new() }
@@ -142,7 +142,7 @@ fn main() {
     let archive = bivisor::initrd::pack::pack(&root, 1 << 30).expect("pack an archive");
     fs::write(&initrd, archive).expect("write the archive");
     let kernel = guests.join("cloud");
-    let mut candidates: Vec<_> = ["copy"].map(|way| bivisor(&kernel, &initrd, way)).into();
+    let mut candidates: Vec<_> = ["copy", "map"].map(|way| bivisor(&kernel, &initrd, way)).into();
     let peer = cache().join(format!("qemu-{}", std::env::consts::ARCH));
     if peer.is_dir() {
         candidates.push(qemu(peer, &kernel, &initrd));

@@ -9,7 +9,7 @@ use crate::arch;
 use crate::console::Console;
 use crate::devices::debug_console::Shown;
 use crate::exit::{BusAddr, Space};
-use crate::memory::RamRange;
+use crate::memory::{ImageMemory, RamRange};
 use crate::payload::Payload;
 use crate::payload::load::Wish;
 
@@ -63,6 +63,8 @@ pub struct Config {
     pub initrds: Vec<Payload>,
     /// RAM.
     pub memory: Memory,
+    /// How files come into it.
+    pub image_memory: ImageMemory,
     /// vCPUs.
     pub cpus: usize,
     /// The host's side of the console.
@@ -109,6 +111,7 @@ impl Config {
             cmdline: String::new(),
             initrds: Vec::new(),
             memory: Memory::Size(DEFAULT_MEMORY),
+            image_memory: ImageMemory::default(),
             cpus: 1,
             console,
             expect: Vec::new(),

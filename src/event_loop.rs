@@ -16,7 +16,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::Vcpu;
 use crate::console::{Output, PATIENCE};
-use crate::exit::Stop;
+use crate::exit::{Crash, Stop};
 use crate::journal::{Counts, Journal};
 use crate::kick::Kick;
 use crate::machine::Machine;
@@ -134,6 +134,11 @@ impl Machine {
             && !matches!(stop, Stop::Failed(_))
         {
             stop = Stop::Failed(error);
+        }
+        if matches!(stop, Stop::Failed(_) | Stop::Crash(_))
+            && let Some(loss) = self.ram.loss()
+        {
+            stop = Stop::Crash(Crash::new(loss));
         }
         if self.expects && stop.status() == 0 && !matches!(stop, Stop::Expected) {
             stop = Stop::Unshown(stop.word());

@@ -66,6 +66,7 @@ const UNSAFE_FILES: &[&str] = &[
     "src/allocator.rs",    // a heap
     "src/host_memory.rs",  // mmap
     "src/kick.rs",         // `immediate_exit` from another thread
+    "src/mapped.rs",       // mmap and SIGBUS
     "src/memory.rs",       // memory slots
     "src/start.rs",        // C's main
     "src/sys.rs",          // system calls

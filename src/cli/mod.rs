@@ -18,7 +18,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use bivisor::config::{self, DebugConsole};
 use bivisor::exit::BusAddr;
-use bivisor::memory::RamRange;
+use bivisor::memory::{ImageMemory, RamRange};
 
 /// A virtual machine monitor on Linux KVM: starts a guest and tells what became of it.
 #[derive(Parser)]
@@ -163,6 +163,10 @@ struct Run {
     /// Give the guest so much RAM [default: 128M]
     #[arg(long, value_name = "SIZE", value_parser = parse::size, allow_hyphen_values = true)]
     memory: Option<u64>,
+    /// Copy the image and initial RAM disks into RAM, which starts sooner, or map their files, whose
+    /// pages guests then share
+    #[arg(long, value_name = "HOW", value_parser = parse::image_memory(), default_value = "copy")]
+    image_memory: ImageMemory,
     /// Give the guest so many CPUs
     #[arg(long, value_name = "N", value_parser = parse::count, default_value = "1", allow_hyphen_values = true)]
     cpus: usize,

@@ -51,6 +51,7 @@ pub fn image(options: Run) -> Result<u8> {
         if !options.ram.is_empty() {
             config.memory = Memory::Ranges(options.ram);
         }
+        config.image_memory = options.image_memory;
         for folder in &options.initrd_dir {
             let archive = pack(folder, config.memory.total()).context("--initrd-dir")?;
             config.initrds.push(Payload::Memory(archive));
