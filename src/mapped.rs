@@ -115,7 +115,9 @@ fn install_handler() -> io::Result<()> {
 /// without a handler.
 extern "C" fn bus_error(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     // SAFETY: the kernel passes what belongs to the signal.
-    let address = unsafe { (*info).si_addr() }.addr();
+    let info = unsafe { &*info };
+    // SAFETY: SIGBUS comes with an address.
+    let address = unsafe { info.si_addr() }.addr();
     let inside = PLACES.iter().any(|place| {
         let (start, end) = (place.start.load(Ordering::Acquire), place.end.load(Ordering::Acquire));
         start <= address && address < end
