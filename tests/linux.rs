@@ -7,7 +7,7 @@ mod common;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use common::{Ran, Run, bivisor, folder, kvm, trial};
@@ -133,6 +133,16 @@ fn a_reboot_ends_the_guest() {
     said(&run.finish(), 120);
 }
 
+/// The example that writes to the exit register; cargo builds it beside the tests.
+fn a_program_in_the_guest_ends_it_with_a_status() {
+    let root = root(INIT);
+    let own = std::env::current_exe().unwrap();
+    let example = own.parent().and_then(Path::parent).unwrap().join("examples/exit");
+    fs::copy(example, root.path().join("bin/leave")).expect("cargo builds examples with tests");
+    let run = boot(CLOUD, &root).words("--cmdline quiet").input(b"leave 42\n");
+    said(&run.finish(), 42);
+}
+
 /// A kernel that panics must not hang.
 fn a_panic_without_a_driver_is_a_reset() {
     let root = root("#!/bin/busybox sh\necho The guest is up.\nexit 3\n");
@@ -145,6 +155,7 @@ fn main() {
     let boots = ROWS.iter().map(|row| trial(row.name, needs, || boots_to_a_shell(row)));
     let ends = common::cases! {
         a_reboot_ends_the_guest, kvm, stock_kernels;
+        a_program_in_the_guest_ends_it_with_a_status, kvm, stock_kernels;
         a_panic_without_a_driver_is_a_reset, kvm, stock_kernels;
     };
     let trials: Vec<Trial> = boots.chain(ends).collect();
