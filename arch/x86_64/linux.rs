@@ -19,6 +19,7 @@ mod offset {
     pub const VERSION: usize = 0x206;
     pub const TYPE_OF_LOADER: usize = 0x210;
     pub const LOADFLAGS: usize = 0x211;
+    pub const CODE32_START: usize = 0x214;
     pub const RAMDISK_IMAGE: usize = 0x218;
     pub const RAMDISK_SIZE: usize = 0x21c;
     pub const CMD_LINE_PTR: usize = 0x228;
@@ -76,6 +77,8 @@ pub fn memory_map(ram: &[RamRange], legacy: RamRange) -> Vec<MapEntry> {
 pub struct Params<'a> {
     /// The setup header of a bzImage, from offset 0x1f1 on; empty for a vmlinux.
     pub header: &'a [u8],
+    /// Where the protected-mode part of a bzImage lies, if that is what starts.
+    pub code32_start: Option<u32>,
     /// Where the command line lies, with its zero byte.
     pub cmdline: u64,
     /// Where the initial RAM disk lies.
@@ -102,6 +105,9 @@ pub fn zero_page(params: &Params<'_>) -> Vec<u8> {
     put(offset::LOADFLAGS, &[LOADED_HIGH]);
     // Tables lie below 4 GiB, so the upper half is zero.
     put(offset::CMD_LINE_PTR, &(params.cmdline as u32).to_le_bytes());
+    if let Some(start) = params.code32_start {
+        put(offset::CODE32_START, &start.to_le_bytes());
+    }
     if let Some(initrd) = params.initrd {
         let mut put_halves = |low_at: usize, high_at: usize, value: u64| {
             put(low_at, &(value as u32).to_le_bytes());
@@ -154,6 +160,7 @@ mod tests {
         let map = [MapEntry { start: 0, len: 0x9_fc00, kind: Kind::Ram }; 2];
         let params = Params {
             header: &[],
+            code32_start: Some(0x10_0000),
             cmdline: 0x2_0000,
             initrd: Some(range(0x1_2345_6000, 0x1_2345_7000)),
             rsdp: 0xe_0000,
@@ -162,6 +169,7 @@ mod tests {
         let page = zero_page(&params);
         assert_eq!((page.len(), &page[0x1fe..0x208]), (4096, &b"\x55\xaa\0\0HdrS\x0c\x02"[..]));
         assert_eq!(page[0x228..0x22c], 0x2_0000u32.to_le_bytes());
+        assert_eq!(page[0x214..0x218], 0x10_0000u32.to_le_bytes());
         assert_eq!(page[0x218..0x21c], 0x2345_6000u32.to_le_bytes());
         assert_eq!(page[0x0c0..0x0c4], 1u32.to_le_bytes());
         assert_eq!(page[0x070..0x078], 0xe_0000u64.to_le_bytes());

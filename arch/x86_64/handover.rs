@@ -1,0 +1,93 @@
+//! What a kernel finds in RAM besides itself, and the registers that lead there: ACPI tables, the
+//! command line, and the structure of its boot protocol.
+
+use anyhow::{Result, ensure};
+
+use super::boot::{Table, place};
+use super::mode::{Machine, Mode};
+use super::registers::{RAX, RBX, RSI, Register};
+use super::{acpi, layout, linux, multiboot, pvh};
+use crate::board::{Board, Start};
+use crate::memory::RamRange;
+use crate::places::Places;
+
+/// An index of a general register, and its value.
+type Set = (usize, u64);
+
+/// Where a PC's firmware keeps its data, and what it takes (IBM PC/AT Technical Reference, "BIOS Data
+/// Area").
+const BIOS_DATA: RamRange = RamRange { start: 0x400, len: 0x100 };
+
+/// What kernels read of a PC's BIOS data, unless the image lies there: the first serial port, the
+/// segment of the extended data area, and the KiB of RAM below that.
+pub fn bios_data(board: &Board, places: &mut Places, tables: &mut Vec<Table>) {
+    let RamRange { start, len } = BIOS_DATA;
+    if places.reserve(start, len, "BIOS data").is_err() {
+        return;
+    }
+    let mut data = vec![0; len as usize];
+    let mut put = |at: usize, value: u64| {
+        data[at..at + 2].copy_from_slice(&(value as u16).to_le_bytes());
+    };
+    let limit = layout::LEGACY.start;
+    put(0x00, layout::CONSOLE.addr);
+    put(0x0e, limit >> 4);
+    put(0x13, multiboot::kib(&board.ram, 0, limit).into());
+    tables.push((start, data));
+}
+
+/// Places the ACPI tables, the RSDP first, where a search finds it; gives its address.
+pub fn acpi(
+    board: &Board,
+    machine: Machine,
+    places: &mut Places,
+    tables: &mut Vec<Table>,
+) -> Result<u64> {
+    let rsdp = layout::ACPI.start;
+    let acpi = acpi::tables(rsdp, board.cpus, machine);
+    ensure!(acpi.len() as u64 <= layout::ACPI.len, "ACPI tables are too large: use fewer CPUs");
+    places.reserve(rsdp, layout::ACPI.len, "ACPI tables")?;
+    tables.push((rsdp, acpi));
+    Ok(rsdp)
+}
+
+/// Places what the boot protocol hands over; gives the registers in which the kernel looks for it.
+pub fn protocol(
+    start: &Start<Mode, Register>,
+    board: &Board,
+    rsdp: u64,
+    places: &mut Places,
+    tables: &mut Vec<Table>,
+) -> Result<Vec<Set>> {
+    if matches!(start.mode, Mode::Real | Mode::Protected | Mode::Long) {
+        return Ok(Vec::new());
+    }
+    let kernel = &start.kernel;
+    let cmdline = place(places, kernel.cmdline.len() as u64 + 1, "command line")?;
+    tables.push((cmdline, [&kernel.cmdline[..], b"\0"].concat()));
+    let map = linux::memory_map(&board.ram, layout::LEGACY);
+    Ok(match start.mode {
+        Mode::Multiboot => {
+            let len = multiboot::len(&kernel.modules, map.len());
+            let at = place(places, len, "multiboot information")?;
+            let (modules, ram) = (&kernel.modules, &board.ram);
+            let info = multiboot::info(at, cmdline, modules, &map, ram, layout::LEGACY.start);
+            tables.push((at, info));
+            vec![(RAX, multiboot::MAGIC), (RBX, at)]
+        }
+        Mode::Pvh => {
+            let at = place(places, pvh::len(map.len()), "start info")?;
+            tables.push((at, pvh::start_info(at, cmdline, kernel.initrd, rsdp, &map)));
+            vec![(RBX, at)]
+        }
+        _ => {
+            let at = place(places, linux::ZERO_PAGE_LEN, "zero page")?;
+            let (header, initrd) = (&kernel.header[..], kernel.initrd);
+            // Only the 32-bit entry is where the kernel lies.
+            let code32_start = (start.mode == Mode::Linux32).then_some(start.entry as u32);
+            let params = linux::Params { header, code32_start, cmdline, initrd, rsdp, map: &map };
+            tables.push((at, linux::zero_page(&params)));
+            vec![(RSI, at)]
+        }
+    })
+}
