@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 
 use super::mode::{Machine, Mode};
 use super::registers::{CS, GENERAL, RFLAGS, RIP, Register, SEGMENTS};
-use super::{handover, layout};
+use super::{bios, handover, layout};
 use crate::board::{Board, Start};
 use crate::places::Places;
 
@@ -130,7 +130,7 @@ pub fn first_state(
     if machine.has_platform() {
         let rsdp = handover::acpi(board, machine, places, &mut tables)?;
         if machine == Machine::Pc {
-            handover::bios_data(board, places, &mut tables);
+            bios::place(board, places, &mut tables);
         }
         for (register, value) in handover::protocol(start, board, rsdp, places, &mut tables)? {
             general[register] = value;

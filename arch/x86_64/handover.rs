@@ -8,33 +8,10 @@ use super::mode::{Machine, Mode};
 use super::registers::{RAX, RBX, RSI, Register};
 use super::{acpi, layout, linux, multiboot, pvh};
 use crate::board::{Board, Start};
-use crate::memory::RamRange;
 use crate::places::Places;
 
 /// An index of a general register, and its value.
 type Set = (usize, u64);
-
-/// Where a PC's firmware keeps its data, and what it takes (IBM PC/AT Technical Reference, "BIOS Data
-/// Area").
-const BIOS_DATA: RamRange = RamRange { start: 0x400, len: 0x100 };
-
-/// What kernels read of a PC's BIOS data, unless the image lies there: the first serial port, the
-/// segment of the extended data area, and the KiB of RAM below that.
-pub fn bios_data(board: &Board, places: &mut Places, tables: &mut Vec<Table>) {
-    let RamRange { start, len } = BIOS_DATA;
-    if places.reserve(start, len, "BIOS data").is_err() {
-        return;
-    }
-    let mut data = vec![0; len as usize];
-    let mut put = |at: usize, value: u64| {
-        data[at..at + 2].copy_from_slice(&(value as u16).to_le_bytes());
-    };
-    let limit = layout::LEGACY.start;
-    put(0x00, layout::CONSOLE.addr);
-    put(0x0e, limit >> 4);
-    put(0x13, multiboot::kib(&board.ram, 0, limit).into());
-    tables.push((start, data));
-}
 
 /// Places the ACPI tables, the RSDP first, where a search finds it; gives its address.
 pub fn acpi(

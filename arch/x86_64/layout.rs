@@ -147,7 +147,7 @@ pub const FIRST_PAGE: RamRange = RamRange { start: 0, len: 0x1000 };
 pub const LEGACY: RamRange = RamRange { start: 0x9_fc00, len: 0x6_0400 };
 /// Where the ACPI tables lie: in the part of that where a BIOS is, and kernels look for the RSDP
 /// (ACPI 6.5, 5.2.5.1 "Finding the RSDP on IA-PC Systems").
-pub const ACPI: RamRange = RamRange { start: 0xe_0000, len: 0x2_0000 };
+pub const ACPI: RamRange = RamRange { start: 0xe_0000, len: 0x1_f000 };
 
 /// `COMMAND_LINE_SIZE` of Linux on this architecture, less its zero byte.
 pub const CMDLINE_MAX: usize = 2047;

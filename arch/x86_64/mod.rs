@@ -4,6 +4,7 @@
 //! protocols. With ioctls: `kvm`.
 
 pub mod acpi;
+mod bios;
 pub mod boot;
 pub mod cpuid;
 mod handover;
