@@ -39,7 +39,7 @@ mod contract {
     use vmm_sys_util::eventfd::EventFd;
 
     use super::*;
-    use crate::board::{Board, Extra, Finding, Start, StopRegister};
+    use crate::board::{Board, Extra, Finding, Start, StopRegister, Takes};
     use crate::exit::BusAddr;
     use crate::kick::Kick;
     use crate::layout_check::Region;
@@ -68,8 +68,8 @@ mod contract {
     /// Bytes of a kernel's command line at the most, without its zero byte.
     const _: usize = layout::CMDLINE_MAX;
 
-    /// The kind of machine that a guest which starts so is given, unless another one is asked for.
-    const _: fn(Mode) -> Machine = Mode::machine;
+    /// The kind of machine for a guest that starts so and takes this, unless one is asked for.
+    const _: fn(Mode, Takes) -> Machine = Mode::machine;
     /// RAM in which such a guest finds nothing of ours but what has to be there.
     const _: fn(Mode) -> &'static [RamRange] = Mode::avoids;
     /// The kinds of machines that can be asked for, by name.

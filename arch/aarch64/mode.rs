@@ -2,6 +2,7 @@
 //!
 //! Source: Arm ARM DDI 0487 L.a, "C5.2.19 SPSR_EL1" and "D1.2 Exception levels".
 
+use crate::board::Takes;
 use crate::memory::RamRange;
 
 /// The mode that a guest starts in: there is one.
@@ -16,7 +17,7 @@ impl Mode {
     pub const NAMED: &[(&str, Self)] = &[("el1", Self::El1)];
 
     /// The kind of machine: there is one.
-    pub fn machine(self) -> Machine {
+    pub fn machine(self, _: Takes) -> Machine {
         Machine::Micro
     }
 

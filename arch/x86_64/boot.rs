@@ -248,7 +248,7 @@ mod tests {
             .map(|(name, value)| (super::super::register(name).unwrap().0, *value))
             .collect();
         let start = Start { mode, entry, registers, kernel: Kernel::default() };
-        first_state(&start, &board(), mode.machine(), &mut Places::new(&board().ram))
+        first_state(&start, &board(), Machine::Bare, &mut Places::new(&board().ram))
     }
 
     #[test]

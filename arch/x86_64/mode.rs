@@ -1,6 +1,7 @@
 //! The mode and the kind of machine that a guest starts in.
 
 use super::layout;
+use crate::board::Takes;
 use crate::memory::RamRange;
 
 /// The mode that a guest starts in.
@@ -27,9 +28,11 @@ impl Mode {
     pub const NAMED: &[(&str, Self)] =
         &[("real", Self::Real), ("protected", Self::Protected), ("long", Self::Long)];
 
-    /// What a guest that starts so expects around it.
-    pub fn machine(self) -> Machine {
+    /// What a guest that starts so expects around it. What speaks Linux's protocol without being
+    /// Linux was made for PCs: a boot loader, a memory test.
+    pub fn machine(self, takes: Takes) -> Machine {
         match self {
+            _ if matches!(takes, Takes::Ramdisk { is_linux: false, .. }) => Machine::Pc,
             Self::Real | Self::Protected | Self::Long => Machine::Bare,
             Self::Linux | Self::Linux32 | Self::Pvh => Machine::Micro,
             Self::Multiboot => Machine::Pc,

@@ -110,11 +110,13 @@ fn of_bzimage(header: &bzimage::Header) -> Vec<Way<Mode>> {
     if !header.loaded_high() {
         return Vec::new();
     }
-    // The first gibibytes are all that 32-bit code and the identity map reach.
+    // The first gibibytes are all that 32-bit code and the identity map reach. A kernel that fits
+    // nowhere there is left to what RAM has to say.
     let mut starts = header.starts();
+    let preferred = starts[0];
     starts.retain(|start| start.checked_add(header.init_size).is_some_and(|end| end <= FOUR_GIB));
     if starts.is_empty() {
-        return Vec::new();
+        starts.push(preferred);
     }
     let takes = Takes::Ramdisk {
         // What is no Linux has nothing packed in it, and words of its own on the command line.
@@ -134,4 +136,114 @@ fn of_bzimage(header: &bzimage::Header) -> Vec<Way<Mode>> {
     }
     ways.push(way(LINUX_32, Mode::Linux32, 0));
     ways
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::formats::samples::{self, put};
+    use crate::payload::Payload;
+    use crate::payload::image::Unpacking;
+    use crate::payload::load::choose;
+
+    fn image(bytes: Vec<u8>) -> Image {
+        let unpacking = Unpacking { limit: 1 << 30, cache: None, kernels: true };
+        Image::read(Payload::Memory(bytes), &unpacking).unwrap()
+    }
+
+    fn names(bytes: Vec<u8>) -> Vec<&'static str> {
+        ways(&image(bytes)).iter().map(|way| way.protocol).collect()
+    }
+
+    /// A bzImage, packed in an unknown way, with `bytes` at `at`.
+    fn bzimage(at: usize, bytes: &[u8]) -> Vec<u8> {
+        let mut image = samples::bzimage(b"packed kernel");
+        put(&mut image, at, bytes);
+        image
+    }
+
+    fn part(way: &Way<Mode>) -> &Part {
+        match &way.source {
+            Source::Part(part) => part,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn each_image_has_its_ways() {
+        assert_eq!(names(vec![0x90; 100]), ["flat"]);
+        assert_eq!(names(samples::multiboot()), ["multiboot"]);
+        assert_eq!(names(samples::arm64_image()), [""; 0]);
+        assert_eq!(names(bzimage(0x280, b"1")), ["linux", "linux32"]);
+        assert_eq!(names(bzimage(0x236, &[0])), ["linux32"], "without a 64-bit entry");
+        assert_eq!(names(bzimage(0x211, &[0])), [""; 0], "a zImage");
+    }
+
+    #[test]
+    fn hostile_19_a_bzimage_goes_where_it_may() {
+        for (at, bytes, starts) in [
+            (0x280, &b"1"[..], &[0x100_0000, 0x20_0000, 0x20_0000][..]),
+            // Preferred at the top of what there is, or nowhere near the bottom.
+            (0x258, &[0, 0, 0xf8, 0xff, 0, 0, 0, 0], &[0x20_0000, 0x20_0000]),
+            (0x258, &[0, 0, 0, 0, 1, 0, 0, 0], &[0x20_0000, 0x20_0000]),
+            // Not relocatable, and larger than 4 GiB from there.
+            (0x234, &[0], &[0x100_0000]),
+            (0x260, &[0xff; 4], &[0x100_0000]),
+            // Before 2.10 there is neither a preferred address nor a least alignment.
+            (0x206, &[9, 2], &[0x10_0000, 0x20_0000, 0x10_0000]),
+        ] {
+            let ways = ways(&image(bzimage(at, bytes)));
+            assert_eq!(part(&ways[0]).starts, starts, "{at:#x} {bytes:x?}");
+            assert!(part(&ways[0]).len <= part(&ways[0]).memory);
+        }
+        let ways = ways(&image(bzimage(0x280, b"1")));
+        let entries = [(0x200, Mode::Linux), (0, Mode::Linux32)];
+        assert!(ways.iter().zip(entries).all(|(way, e)| (part(way).entry, way.mode) == e));
+    }
+
+    #[test]
+    fn hostile_19_a_bzimage_is_given_no_more_than_it_takes() {
+        let takes = |at: usize, bytes: &[u8]| match ways(&image(bzimage(at, bytes)))[0].takes {
+            Takes::Ramdisk { is_linux, cmdline, below } => (is_linux, cmdline, below),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(takes(0x280, b"1"), (true, 2047, 0x8000_0000));
+        assert_eq!(takes(0x24c, &[0; 4]), (false, 2047, 0x8000_0000), "nothing is packed in it");
+        assert_eq!(takes(0x238, &[0; 4]), (true, 0, 0x8000_0000));
+        assert_eq!(takes(0x238, &[0xff; 4]), (true, 2047, 0x8000_0000));
+        assert_eq!(takes(0x22c, &[1, 0, 0, 0]), (true, 2047, 2));
+        assert_eq!(takes(0x22c, &[0xff; 4]), (true, 2047, 0x8000_0000));
+    }
+
+    #[test]
+    fn what_is_asked_for_is_chosen_or_refused_in_one_line() {
+        let choose = |bytes: Vec<u8>, protocol, mode| {
+            choose(&image(bytes), 0, protocol, mode, &RULES)
+                .map(|way| (way.protocol, way.mode, way.takes == Takes::Nothing))
+                .map_err(|error| format!("{error:#}"))
+        };
+        let linux = || bzimage(0x280, b"1");
+        assert_eq!(choose(linux(), None, None), Ok(("linux", Mode::Linux, false)));
+        assert_eq!(choose(linux(), Some("linux32"), None), Ok(("linux32", Mode::Linux32, false)));
+        assert_eq!(choose(vec![0x90], None, Some(Mode::Long)), Ok(("flat", Mode::Long, true)));
+        assert_eq!(
+            choose(vec![0x90], Some("flat"), Some(Mode::Long)),
+            Ok(("flat", Mode::Long, true))
+        );
+        for (bytes, protocol, mode, says) in [
+            (
+                linux(),
+                Some("pvh"),
+                None,
+                "--entry-protocol pvh: this image is entered by linux, linux32",
+            ),
+            (vec![0x90], Some(""), None, "--entry-protocol : this image is entered by flat"),
+            (linux(), Some("linux"), Some(Mode::Real), "--mode: the protocol linux says in which"),
+            (bzimage(0x211, &[0]), None, None, "protocol 2.15: it is a zImage, loaded below 1 MiB"),
+            (samples::arm64_image(), None, None, "for aarch64: it can't run here"),
+        ] {
+            let refused = choose(bytes, protocol, mode).unwrap_err();
+            assert!(refused.contains(says) && !refused.contains('\n'), "{refused}");
+        }
+    }
 }

@@ -5,7 +5,7 @@
 //! them. The update flag is set shortly before each full second, which a guest may wait for.
 //!
 //! Source: Motorola MC146818A data sheet; IBM PC/AT Technical Reference, "Real-Time Clock/CMOS RAM
-//! Information"; for the sizes above 16 MiB, QEMU hw/i386/pc.c and SeaBIOS src/hw/rtc.h.
+//! Information"; for the sizes above 16 MiB, SeaBIOS src/hw/rtc.h.
 
 use std::ops::ControlFlow;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
