@@ -45,8 +45,12 @@ const ENABLED: u32 = 1;
 /// The first APIC id that only an x2APIC entry can hold.
 const FIRST_X2APIC_ID: u32 = 255;
 
-/// Alignment of each table: what its widest field wants.
-const ALIGN: usize = 16;
+/// Alignment of each table: what the FACS wants.
+const ALIGN: usize = 64;
+
+/// Bytes and version of the FACS (ACPI 6.5, 5.2.10 "Firmware ACPI Control Structure").
+const FACS_LEN: usize = 64;
+const FACS_VERSION: u8 = 2;
 
 /// Sleep type of S5 in our DSDT for the sleep control register. Our choice: what most boards use.
 pub const S5_TYPE: u8 = 5;
@@ -70,7 +74,8 @@ pub fn tables(at: u64, cpus: usize, machine: Machine) -> Vec<u8> {
         addr
     };
     let dsdt = place(dsdt(machine));
-    let fadt = place(fadt(dsdt, machine));
+    let facs = (machine == Machine::Pc).then(|| place(facs()));
+    let fadt = place(fadt(dsdt, facs));
     let madt = place(madt(cpus, machine));
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
     xsdt.add_entry(fadt);
@@ -99,7 +104,18 @@ fn dsdt(machine: Machine) -> Vec<u8> {
     sdt.as_slice().to_vec()
 }
 
-fn fadt(dsdt: u64, machine: Machine) -> Vec<u8> {
+/// The table with which a system shares the fixed registers; it has neither a checksum nor, here,
+/// anything to say.
+fn facs() -> Vec<u8> {
+    let mut facs = vec![0; FACS_LEN];
+    facs[..4].copy_from_slice(b"FACS");
+    facs[4] = FACS_LEN as u8;
+    facs[32] = FACS_VERSION;
+    facs
+}
+
+/// Without a `facs`, of hardware-reduced ACPI.
+fn fadt(dsdt: u64, facs: Option<u64>) -> Vec<u8> {
     let register = |at: BusAddr, bits: u8| {
         let access = if bits == 8 { AccessSize::ByteAccess } else { AccessSize::WordAccess };
         GAS::new(AddressSpace::SystemIo, bits, 0, access, at.addr)
@@ -113,7 +129,8 @@ fn fadt(dsdt: u64, machine: Machine) -> Vec<u8> {
         .flag(Flags::SlpButton);
     fadt.reset_reg = register(layout::RESET_CONTROL, 8);
     fadt.reset_value = layout::RESET_VALUE;
-    if machine == Machine::Pc {
+    if let Some(facs) = facs {
+        fadt.firmware_ctrl = (facs as u32).into();
         fadt.iapc_boot_arch = (LEGACY_DEVICES | NO_VGA).into();
         fadt.sci_int = SCI.into();
         fadt.pm1a_evt_blk = (layout::EVENTS.addr as u32).into();
@@ -222,6 +239,8 @@ mod tests {
         assert_eq!(u32_at(fadt, 112) & (1 << 20 | 1 << 10), 1 << 10);
         assert_eq!((u32_at(fadt, 56), u32_at(fadt, 64), fadt[88], fadt[89]), (0x60c, 0x604, 4, 2));
         assert_eq!((u64_at(fadt, 248), fadt[108]), (0, 0x32));
+        let facs = u32_at(fadt, 36) as usize;
+        assert_eq!((facs % 64, &blob[facs - AT as usize..][..5]), (0, &b"FACS\x40"[..]));
         let madt = table(&blob, u64_at(xsdt, 44));
         assert_eq!(u32_at(madt, 40), PCAT_COMPAT);
     }
