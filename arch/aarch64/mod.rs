@@ -46,7 +46,7 @@ fn ways(image: &Image, ram_start: u64) -> Option<Way<Mode>> {
             let aligned = ram_start.checked_next_multiple_of(arm64_image::ALIGNMENT)?;
             let starts = vec![aligned.checked_add(header.text_offset)?];
             let (len, memory) = (image.bytes.len(), header.image_size);
-            ("linux", Source::Part(Part { offset: 0, len, starts, memory, entry: 0 }))
+            ("linux", Source::Parts(vec![Part { offset: 0, len, starts, memory, entry: 0 }]))
         }
         Form::Kernel(_) => return None,
     };

@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 
 use super::mode::{Machine, Mode};
 use super::registers::{CS, GENERAL, RFLAGS, RIP, Register, SEGMENTS};
-use super::{bios, handover, layout};
+use super::{bios, handover, layout, linux};
 use crate::board::{Board, Start};
 use crate::places::Places;
 
@@ -118,6 +118,7 @@ pub fn first_state(
     let mut tables = Vec::new();
     let mut system = match start.mode {
         Mode::Real => real(start),
+        Mode::Linux16 => real_mode_kernel(),
         _ => flat(start.mode, place(places, GDT_LEN, "descriptor table")?, &mut tables),
     };
     if start.mode.is_64_bit() {
@@ -179,6 +180,14 @@ fn real(start: &Start<Mode, Register>) -> SystemRegisters {
     // Zero as long as 16 bits of ip reach the entry; past 1 MiB nothing does.
     let selector = if start.entry <= 0xf_ffff { (start.entry >> 4) as u16 & 0xf000 } else { 0 };
     segments[CS] = Segment::real(selector, TYPE_CODE);
+    SystemRegisters { segments, gdt: None, control: [CR0_ET, 0, 0, 0] }
+}
+
+/// The real-mode part of a kernel: the code segment begins at its entry, the others at its start.
+fn real_mode_kernel() -> SystemRegisters {
+    let selector = (layout::REAL_MODE_KERNEL.start >> 4) as u16;
+    let mut segments = [Segment::real(selector, TYPE_DATA); SEGMENTS.len()];
+    segments[CS] = Segment::real(selector + (linux::REAL_MODE_ENTRY >> 4) as u16, TYPE_CODE);
     SystemRegisters { segments, gdt: None, control: [CR0_ET, 0, 0, 0] }
 }
 

@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 
 use super::boot::{Table, place};
 use super::mode::{Machine, Mode};
-use super::registers::{RAX, RBX, RSI, Register};
+use super::registers::{RAX, RBX, RSI, RSP, Register};
 use super::{acpi, layout, linux, multiboot, pvh};
 use crate::board::{Board, Start};
 use crate::places::Places;
@@ -58,11 +58,16 @@ pub fn protocol(
             vec![(RBX, at)]
         }
         _ => {
-            let at = place(places, linux::ZERO_PAGE_LEN, "zero page")?;
             let (header, initrd) = (&kernel.header[..], kernel.initrd);
-            // Only the 32-bit entry is where the kernel lies.
+            // The 32-bit entry is where the kernel lies.
             let code32_start = (start.mode == Mode::Linux32).then_some(start.entry as u32);
             let params = linux::Params { header, code32_start, cmdline, initrd, rsdp, map: &map };
+            if start.mode == Mode::Linux16 {
+                let (at, header) = linux::real_mode_header(&params);
+                tables.push((layout::REAL_MODE_KERNEL.start + at, header));
+                return Ok(vec![(RSP, linux::REAL_MODE_STACK)]);
+            }
+            let at = place(places, linux::ZERO_PAGE_LEN, "zero page")?;
             tables.push((at, linux::zero_page(&params)));
             vec![(RSI, at)]
         }

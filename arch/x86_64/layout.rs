@@ -143,6 +143,10 @@ pub const TABLES_BELOW: u64 = 0xa_0000;
 /// Interrupt vectors of real mode and the BIOS's data, which many kernels read or write.
 pub const FIRST_PAGE: RamRange = RamRange { start: 0, len: 0x1000 };
 
+/// Where a bzImage's real-mode part goes, with room for its heap, its stack and the jump to it
+/// (Linux v6.12 Documentation/arch/x86/boot.rst, "Sample Boot Configuration").
+pub const REAL_MODE_KERNEL: RamRange = RamRange { start: 0x9_0000, len: 0x9000 };
+
 /// What a PC keeps below 1 MiB: the extended BIOS data area, video memory, ROMs. Not for a kernel.
 pub const LEGACY: RamRange = RamRange { start: 0x9_fc00, len: 0x6_0400 };
 /// Where the ACPI tables lie: in the part of that where a BIOS is, and kernels look for the RSDP

@@ -17,6 +17,8 @@ pub enum Mode {
     Linux,
     /// 32 bits, by the 32-bit Linux boot protocol.
     Linux32,
+    /// Real mode, by the 16-bit Linux boot protocol.
+    Linux16,
     /// 32 bits, by the PVH boot protocol.
     Pvh,
     /// 32 bits, by the multiboot 1 protocol.
@@ -35,7 +37,7 @@ impl Mode {
             _ if matches!(takes, Takes::Ramdisk { is_linux: false, .. }) => Machine::Pc,
             Self::Real | Self::Protected | Self::Long => Machine::Bare,
             Self::Linux | Self::Linux32 | Self::Pvh => Machine::Micro,
-            Self::Multiboot => Machine::Pc,
+            Self::Linux16 | Self::Multiboot => Machine::Pc,
         }
     }
 
@@ -43,7 +45,7 @@ impl Mode {
     pub fn avoids(self) -> &'static [RamRange] {
         match self {
             Self::Real | Self::Protected | Self::Long => &[],
-            Self::Linux | Self::Linux32 | Self::Pvh | Self::Multiboot => {
+            Self::Linux | Self::Linux32 | Self::Linux16 | Self::Pvh | Self::Multiboot => {
                 &[layout::FIRST_PAGE, layout::LEGACY]
             }
         }

@@ -14,6 +14,8 @@ pub const RAX: usize = 0;
 pub const RBX: usize = 1;
 /// Index in [`GENERAL`] of the register in which Linux finds its zero page.
 pub const RSI: usize = 4;
+/// Index of the stack pointer in [`GENERAL`].
+pub const RSP: usize = 6;
 /// Index of the instruction pointer in [`GENERAL`].
 pub const RIP: usize = 16;
 /// Index of the flags in [`GENERAL`].

@@ -1,6 +1,6 @@
 //! The ways in which images are entered on this architecture, the preferred one first.
 
-use super::{EM_386, EM_X86_64, Mode, layout};
+use super::{EM_386, EM_X86_64, Mode, layout, linux};
 use crate::arch::formats::{Kernel, bzimage, multiboot};
 use crate::board::Takes;
 use crate::payload::image::{Form, Image, Layer};
@@ -10,6 +10,8 @@ use crate::payload::load::{Part, Rules, Source, Way};
 const LINUX: &str = "linux";
 /// The same at 32 bits.
 const LINUX_32: &str = "linux32";
+/// The same at 16 bits, with what there is of a BIOS.
+const LINUX_16: &str = "linux16";
 /// A bzImage by the `vmlinux` that is packed in it.
 const VMLINUX: &str = "vmlinux";
 
@@ -28,7 +30,7 @@ pub const RULES: Rules<Mode> = Rules {
         _ => None,
     },
     ways: |image, _| ways(image),
-    unpack_themselves: &[LINUX, LINUX_32],
+    unpack_themselves: &[LINUX, LINUX_32, LINUX_16],
 };
 
 /// A kernel that is given what every `vmlinux` takes.
@@ -98,7 +100,8 @@ fn of_multiboot(header: &multiboot::Header) -> Way<Mode> {
     let source = match header.addresses {
         None => Source::Elf(None),
         Some(multiboot::Addresses { offset, load, len, memory, entry }) => {
-            Source::Part(Part { offset, len, starts: vec![load], memory, entry: entry - load })
+            let starts = vec![load];
+            Source::Parts(vec![Part { offset, len, starts, memory, entry: entry - load }])
         }
     };
     let takes = Takes::Modules { below: FOUR_GIB };
@@ -124,17 +127,34 @@ fn of_bzimage(header: &bzimage::Header) -> Vec<Way<Mode>> {
         cmdline: layout::CMDLINE_MAX.min(header.cmdline_size as usize),
         below: layout::INITRD_BELOW.min(u64::from(header.initrd_addr_max) + 1),
     };
-    let way = |protocol, mode, entry| {
-        let (offset, len) = (header.protected_at, header.protected_len);
-        let (starts, memory) = (starts.clone(), header.init_size);
-        let source = Source::Part(Part { offset, len, starts, memory, entry });
-        Way { protocol, mode, source, header: header.raw.clone(), takes }
+    let (offset, len) = (header.protected_at, header.protected_len);
+    let protected = Part { offset, len, starts, memory: header.init_size, entry: 0 };
+    let way = |protocol, mode, parts| Way {
+        protocol,
+        mode,
+        source: Source::Parts(parts),
+        header: header.raw.clone(),
+        takes,
     };
     let mut ways = Vec::new();
     if header.has_64_bit_entry() {
-        ways.push(way(LINUX, Mode::Linux, bzimage::ENTRY_64));
+        let parts = vec![Part { entry: bzimage::ENTRY_64, ..protected.clone() }];
+        ways.push(way(LINUX, Mode::Linux, parts));
     }
-    ways.push(way(LINUX_32, Mode::Linux32, 0));
+    // A header that leaves open where the 32-bit entry is has none.
+    if header.code32_start != 0 {
+        ways.push(way(LINUX_32, Mode::Linux32, vec![protected.clone()]));
+    }
+    if header.protected_at <= linux::REAL_MODE_MOST {
+        let real = Part {
+            offset: 0,
+            len: header.protected_at,
+            starts: vec![layout::REAL_MODE_KERNEL.start],
+            memory: layout::REAL_MODE_KERNEL.len,
+            entry: linux::REAL_MODE_ENTRY,
+        };
+        ways.push(way(LINUX_16, Mode::Linux16, vec![real, protected]));
+    }
     ways
 }
 
@@ -164,7 +184,7 @@ mod tests {
 
     fn part(way: &Way<Mode>) -> &Part {
         match &way.source {
-            Source::Part(part) => part,
+            Source::Parts(parts) => &parts[0],
             other => panic!("{other:?}"),
         }
     }
@@ -174,8 +194,14 @@ mod tests {
         assert_eq!(names(vec![0x90; 100]), ["flat"]);
         assert_eq!(names(samples::multiboot()), ["multiboot"]);
         assert_eq!(names(samples::arm64_image()), [""; 0]);
-        assert_eq!(names(bzimage(0x280, b"1")), ["linux", "linux32"]);
-        assert_eq!(names(bzimage(0x236, &[0])), ["linux32"], "without a 64-bit entry");
+        assert_eq!(names(bzimage(0x280, b"1")), ["linux", "linux32", "linux16"]);
+        assert_eq!(names(bzimage(0x236, &[0])), ["linux32", "linux16"], "without a 64-bit entry");
+        let bare = {
+            let mut image = bzimage(0x236, &[0]);
+            put(&mut image, 0x214, &[0; 4]);
+            image
+        };
+        assert_eq!(names(bare), ["linux16"], "with neither entry");
         assert_eq!(names(bzimage(0x211, &[0])), [""; 0], "a zImage");
     }
 
@@ -198,6 +224,10 @@ mod tests {
         }
         let ways = ways(&image(bzimage(0x280, b"1")));
         let entries = [(0x200, Mode::Linux), (0, Mode::Linux32)];
+        let Source::Parts(parts) = &ways[2].source else { panic!("{ways:?}") };
+        let at: Vec<_> = parts.iter().map(|part| (part.offset, part.len, part.starts[0])).collect();
+        let len = bzimage(0, &[]).len() as u64;
+        assert_eq!(at, [(0, 0x600, 0x9_0000), (0x600, len - 0x600, 0x100_0000)]);
         assert!(ways.iter().zip(entries).all(|(way, e)| (part(way).entry, way.mode) == e));
     }
 
@@ -235,7 +265,7 @@ mod tests {
                 linux(),
                 Some("pvh"),
                 None,
-                "--entry-protocol pvh: this image is entered by linux, linux32",
+                "--entry-protocol pvh: this image is entered by linux, linux32, linux16",
             ),
             (vec![0x90], Some(""), None, "--entry-protocol : this image is entered by flat"),
             (linux(), Some("linux"), Some(Mode::Real), "--mode: the protocol linux says in which"),

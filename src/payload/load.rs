@@ -4,7 +4,7 @@
 //! protocol says, a packed kernel in what is packed in it or by its own unpacking. The architecture
 //! lists them, the preferred one first; the user may choose another.
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::bad_image;
 use super::image::{Form, Image, Layer};
@@ -45,8 +45,8 @@ pub enum Source {
     Flat,
     /// The segments of an ELF file, at this guest-physical address or where its header says.
     Elf(Option<u64>),
-    /// A part of the file.
-    Part(Part),
+    /// Parts of the file, of which the first is entered.
+    Parts(Vec<Part>),
 }
 
 /// One way to enter an image.
@@ -161,12 +161,16 @@ pub fn load<M: Copy>(
             elf.place(bytes, ram, places)?;
             entry.map_or_else(|| elf.entry_guest_addr(), Ok)?
         }
-        (Source::Part(part), _) => {
-            let fits = part.starts.iter().find(|start| places.in_ram(**start, part.memory));
-            let start = *fits.unwrap_or(&part.starts[0]);
-            places.reserve(start, part.memory, "kernel")?;
-            bytes.place(ram, part.offset, part.len, start)?;
-            start + part.entry
+        (Source::Parts(parts), _) => {
+            let mut entry = None;
+            for part in parts {
+                let fits = part.starts.iter().find(|start| places.in_ram(**start, part.memory));
+                let start = *fits.unwrap_or(&part.starts[0]);
+                places.reserve(start, part.memory, "kernel")?;
+                bytes.place(ram, part.offset, part.len, start)?;
+                entry.get_or_insert(start + part.entry);
+            }
+            entry.context("the image has no part to be entered")?
         }
         (Source::Flat | Source::Elf(_), _) => {
             let start =

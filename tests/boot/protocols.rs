@@ -18,6 +18,7 @@ pub fn trials() -> Vec<Trial> {
             each_initrd_is_a_module, kvm;
             a_multiboot_header_wins_over_elf_unless_elf_is_asked_for, kvm;
             modules_never_overlap_the_kernel, kvm;
+            a_bzimage_is_entered_at_64_32_or_16_bits, kvm;
         ]);
     }
     trials
@@ -101,4 +102,58 @@ fn a_flat_image_has_one_protocol() {
     assert_eq!(ran.status, 125, "{ran:?}");
     let says = "bivisor: --entry-protocol linux: this image is entered by flat\n";
     assert_eq!(ran.stderr, says);
+}
+
+/// A bzImage of boot protocol 2.12 that has nothing packed in it. At each of its entries it ends with
+/// a status of its own: the number of bits there.
+fn bzimage() -> Vec<u8> {
+    // `mov al, STATUS; out 0xf4, al`, which is the same in every mode.
+    let end = |status: u8| [0xb0, status, 0xe6, 0xf4];
+    let mut image = vec![0; 0x800];
+    for (at, bytes) in [
+        (0x1f1, &[1][..]),
+        (0x1f4, &0x40u32.to_le_bytes()),
+        (0x1fe, &[0x55, 0xaa, 0xeb, 0x6a]),
+        (0x202, b"HdrS\x0c\x02"),
+        (0x211, &[1]),
+        (0x214, &0x10_0000u32.to_le_bytes()),
+        (0x22c, &0x7fff_ffffu32.to_le_bytes()),
+        (0x236, &[1, 0]),
+        (0x238, &255u32.to_le_bytes()),
+        (0x258, &0x10_0000u64.to_le_bytes()),
+        (0x26c, &end(16)),
+        (0x400, &end(32)),
+        (0x600, &end(64)),
+    ] {
+        image[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+    image
+}
+
+fn a_bzimage_is_entered_at_64_32_or_16_bits() {
+    let folder = folder();
+    let path = folder.path().join("bzimage");
+    fs::write(&path, bzimage()).unwrap();
+    for (options, status) in [
+        ("", 64),
+        ("--entry-protocol linux", 64),
+        ("--entry-protocol linux32", 32),
+        ("--entry-protocol linux16", 16),
+        ("--entry-protocol linux --machine micro", 64),
+        ("--entry-protocol vmlinux", 125),
+    ] {
+        let ran = run(folder.path(), "bzimage", options);
+        assert_eq!(ran.status, status, "{options}: {ran:?}");
+    }
+    let mut without = bzimage();
+    without[0x236] = 0;
+    fs::write(&path, &without).unwrap();
+    assert_eq!(run(folder.path(), "bzimage", "").status, 32);
+    without[0x214..0x218].fill(0);
+    fs::write(&path, &without).unwrap();
+    assert_eq!(run(folder.path(), "bzimage", "").status, 16);
+    let long = format!("--cmdline {}", "x".repeat(256));
+    let ran = run(folder.path(), "bzimage", &long);
+    assert_eq!(ran.status, 125, "{ran:?}");
+    assert!(ran.stderr.contains("--cmdline: 256 bytes with ours, a kernel takes 255"), "{ran:?}");
 }
