@@ -73,7 +73,8 @@ pub fn before_vcpus(kvm: &Kvm, vm: &VmFd, cpus: usize, machine: Machine) -> Resu
         if machine == Machine::Pc {
             // KVM has port 0x61 too, which tells when the timer's third channel is done.
             let timer = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
-            vm.create_pit2(timer).context("create the interval timer")?;
+            vm.create_pit2(timer)
+                .context("create the interval timer (--machine micro has none)")?;
         }
     } else if cpus > 1 {
         let mut split = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };

@@ -160,11 +160,15 @@ fn of_bzimage(header: &bzimage::Header) -> Vec<Way<Mode>> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::arch::formats::samples::{self, put};
+    use crate::memory::{GuestRam, RamRange};
     use crate::payload::Payload;
     use crate::payload::image::Unpacking;
-    use crate::payload::load::choose;
+    use crate::payload::load::{self, Wish, choose};
+    use crate::places::Places;
 
     fn image(bytes: Vec<u8>) -> Image {
         let unpacking = Unpacking { limit: 1 << 30, cache: None, kernels: true };
@@ -274,6 +278,60 @@ mod tests {
         ] {
             let refused = choose(bytes, protocol, mode).unwrap_err();
             assert!(refused.contains(says) && !refused.contains('\n'), "{refused}");
+        }
+    }
+
+    /// Reads, chooses and loads `bytes` as a machine with 4 MiB does.
+    fn load(bytes: Vec<u8>, protocol: Option<&str>) -> anyhow::Result<u64> {
+        let ranges = vec![RamRange { start: 0, len: 4 << 20 }];
+        let unpacking = Unpacking { limit: 4 << 20, cache: None, kernels: protocol.is_none() };
+        let image = Image::read(Payload::Memory(bytes), &unpacking)?;
+        let way = choose(&image, 0, protocol, None, &RULES)?;
+        let mut places = Places::new(&ranges);
+        let ram = GuestRam::new(ranges)?;
+        let entry = load::load(&image, &ram, &mut places, &Wish::default(), &way, &RULES)?;
+        assert!(places.in_ram(entry, 1));
+        Ok(entry)
+    }
+
+    #[test]
+    fn images_lie_where_their_headers_say() {
+        let low = |start: u32| {
+            samples::multiboot_with(1 << 16, [start + 0x40, start, 0, 0, start + 0x100])
+        };
+        for (bytes, entry) in [
+            (samples::multiboot(), Ok(0x10_0100)),
+            (low(0), Ok(0x100)),
+            (low(0x7c00), Ok(0x7d00)),
+            (low(0x3f_f000), Ok(0x3f_f100)),
+            (low(0x3f_f001), Err("kernel: 0x1000 bytes at 0x3ff001 lie outside RAM")),
+            (low(0xc000_0000), Err("kernel: 0x1000 bytes at 0xc0000000 lie outside RAM")),
+            // Relocatable: it prefers 16 MiB, and fits at 2.
+            (bzimage(0x280, b"1"), Ok(0x20_0200)),
+            (bzimage(0x260, &[0, 0, 0x20, 0]), Ok(0x20_0200)),
+            (bzimage(0x260, &[0, 0, 0x21, 0]), Err("lie outside RAM")),
+            (bzimage(0x234, &[0]), Err("kernel: 0x100000 bytes at 0x1000000 lie outside RAM")),
+        ] {
+            let loaded = load(bytes, None).map_err(|error| format!("{error:#}"));
+            match (loaded, entry) {
+                (Ok(loaded), Ok(entry)) => assert_eq!(loaded, entry),
+                (Err(refused), Err(says)) => assert!(refused.contains(says), "{refused}"),
+                (loaded, entry) => panic!("{loaded:x?} instead of {entry:x?}"),
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn hostile_23_damaged_headers_never_panic(
+            at in 0usize..0x290,
+            bytes in prop::collection::vec(any::<u8>(), 1..9),
+            protocol in prop::sample::select(vec![None, Some("linux"), Some("linux16"), Some("linux32")]),
+        ) {
+            for mut image in [samples::bzimage(b"packed kernel"), samples::multiboot()] {
+                put(&mut image, at, &bytes);
+                let _ = load(image, protocol);
+            }
         }
     }
 }

@@ -49,7 +49,7 @@ Example:
 enum Command {
     /// Start the embedded hello-world guest
     Hello(Limits),
-    /// Start a guest from an image: a flat binary or an ELF executable
+    /// Start a guest from an image: a flat binary, an ELF executable or a kernel
     #[command(after_help = RUN_AFTER)]
     Run(Box<Run>),
     /// List the embedded guests, or write one to a file

@@ -18,6 +18,7 @@ pub fn trials() -> Vec<Trial> {
             each_initrd_is_a_module, kvm;
             a_multiboot_header_wins_over_elf_unless_elf_is_asked_for, kvm;
             modules_never_overlap_the_kernel, kvm;
+            a_multiboot_kernel_may_lie_anywhere_in_ram, kvm;
             a_bzimage_is_entered_at_64_32_or_16_bits, kvm;
         ]);
     }
@@ -102,6 +103,24 @@ fn a_flat_image_has_one_protocol() {
     assert_eq!(ran.status, 125, "{ran:?}");
     let says = "bivisor: --entry-protocol linux: this image is entered by flat\n";
     assert_eq!(ran.stderr, says);
+}
+
+fn a_multiboot_kernel_may_lie_anywhere_in_ram() {
+    let folder = folder();
+    let (magic, flags) = (0x1bad_b002u32, 1u32 << 16);
+    for (start, status) in
+        [(0, 7), (0x400, 7), (0x7c00, 7), (0x8_0000, 7), (0xf_0000, 125), (0x1f_ff00, 7)]
+    {
+        let sum = 0u32.wrapping_sub(magic).wrapping_sub(flags);
+        let words = [magic, flags, sum, start, start, 0, 0, start + 32];
+        let mut image: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        // `mov al, 7; out 0xf4, al`.
+        image.extend([0xb0, 7, 0xe6, 0xf4]);
+        fs::write(folder.path().join("image"), image).unwrap();
+        let ran = run(folder.path(), "image", "--memory 2M");
+        assert_eq!(ran.status, status, "{start:#x}: {ran:?}");
+        assert!(ran.stderr.lines().count() <= 1, "{ran:?}");
+    }
 }
 
 /// A bzImage of boot protocol 2.12 that has nothing packed in it. At each of its entries it ends with
