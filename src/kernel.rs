@@ -123,3 +123,64 @@ fn place(
     }
     Ok(RamRange { start, len })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BELOW: u64 = 0x10_0000;
+
+    fn given(takes: Takes, cmdline: &str, files: &[(&str, &'static [u8])]) -> Result<Kernel> {
+        let ranges = vec![RamRange { start: 0, len: 0x20_0000 }];
+        let mut places = Places::new(&ranges);
+        let ram = GuestRam::new(ranges)?;
+        let files = files.iter().map(|(name, bytes)| {
+            let (name, bytes) = ((*name).into(), Payload::Bytes(bytes));
+            File { name, bytes }
+        });
+        let files: Vec<_> = files.collect();
+        Given { image: "image", cmdline, files: &files }.place(takes, &ram, &mut places)
+    }
+
+    #[test]
+    fn each_protocol_takes_files_and_words_in_its_own_way() {
+        let files = [("one", &b"12345"[..]), ("two", b"6")];
+        let linux = Takes::Ramdisk { is_linux: true, cmdline: 40, below: BELOW };
+        let kernel = given(linux, "quiet", &files).unwrap();
+        assert_eq!(kernel.cmdline, b"console=ttyS0 panic=-1 quiet");
+        let initrd = kernel.initrd.unwrap();
+        assert_eq!((initrd.len, initrd.end() <= BELOW, kernel.modules.len()), (9, true, 0));
+        let other = Takes::Ramdisk { is_linux: false, cmdline: 5, below: BELOW };
+        assert_eq!(given(other, "quiet", &[]).unwrap().cmdline, b"quiet");
+        let kernel = given(Takes::Modules { below: BELOW }, "a b", &files).unwrap();
+        assert_eq!((&kernel.cmdline[..], kernel.initrd), (&b"image a b"[..], None));
+        let [one, two] = &kernel.modules[..] else { panic!("{kernel:?}") };
+        assert_eq!(
+            (&one.name[..], one.place.len, &two.name[..], two.place.len),
+            (&b"one"[..], 5, &b"two"[..], 1)
+        );
+        let page = sys::page_size();
+        assert!(one.place.start % page == 0 && two.place.start % page == 0);
+        assert!(two.place.end() <= one.place.start && one.place.end() <= BELOW);
+        assert_eq!(given(Takes::Modules { below: BELOW }, "", &[]).unwrap().cmdline, b"image");
+    }
+
+    #[test]
+    fn hostile_25_what_an_image_does_not_take_is_refused() {
+        static LARGE: [u8; 0x10_0001] = [0; 0x10_0001];
+        let linux = Takes::Ramdisk { is_linux: false, cmdline: 5, below: BELOW };
+        let file = [("file", &b"x"[..])];
+        for (takes, cmdline, files, says) in [
+            (Takes::Nothing, "quiet", &[][..], "--cmdline is for kernels with a boot protocol"),
+            (Takes::Nothing, "", &file, "--initrd is for kernels with a boot protocol"),
+            (linux, "quiet!", &[], "--cmdline: 6 bytes with ours, a kernel takes 5"),
+            (linux, "a\0b", &[], "--cmdline: holds a zero byte"),
+            (Takes::Modules { below: BELOW }, "\0", &[], "--cmdline: holds a zero byte"),
+            (linux, "", &[("file", &LARGE)], "--initrd: no room for 1025 KiB"),
+            (Takes::Modules { below: 0 }, "", &file, "--initrd: no room for 1 KiB"),
+        ] {
+            let refused = given(takes, cmdline, files).unwrap_err().to_string();
+            assert!(refused.starts_with(says), "{refused}");
+        }
+    }
+}
