@@ -97,7 +97,8 @@ impl Machine {
         let ranges = ram_ranges(&config.memory, arch::address_limit(&kvm))?;
         let protocol = config.wish.protocol.as_deref();
         let image = read_image(config.payload, config.cache, protocol, &ranges)?;
-        let way = load::choose(&image, ranges[0].start, protocol, mode, &arch::RULES)?;
+        let ram_start = ranges.first().map_or(0, |range| range.start);
+        let way = load::choose(&image, ram_start, protocol, mode, &arch::RULES)?;
         let machine = machine.unwrap_or(way.mode.machine(way.takes));
         let vm = arch::create_vm(&kvm, ranges.last().map_or(0, |range| range.end()))?;
         let ram = GuestRam::new(ranges)?;
