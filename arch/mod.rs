@@ -39,7 +39,7 @@ mod contract {
     use vmm_sys_util::eventfd::EventFd;
 
     use super::*;
-    use crate::board::{Board, Extra, Finding, Start, StopRegister};
+    use crate::board::{Board, Extra, Finding, Start, StopRegister, Takes};
     use crate::exit::BusAddr;
     use crate::kick::Kick;
     use crate::layout_check::Region;
@@ -52,8 +52,8 @@ mod contract {
     const _: &str = NAME;
     /// Where the devices that every machine has lie.
     const _: [BusAddr; 3] = [layout::CONSOLE, layout::EXIT_REGISTER, layout::PANIC_REPORT];
-    /// Devices of this platform alone.
-    const _: &[(Extra, BusAddr)] = layout::EXTRAS;
+    /// Devices of this kind of machine alone.
+    const _: fn(Machine) -> &'static [(Extra, BusAddr)] = layout::extras;
     /// The platform's own ways to be switched off or reset.
     const _: &[StopRegister] = layout::STOP_REGISTERS;
     /// Memory addresses that KVM or a device takes and RAM therefore may not cover.
@@ -67,11 +67,15 @@ mod contract {
 
     /// Bytes of a kernel's command line at the most, without its zero byte.
     const _: usize = layout::CMDLINE_MAX;
-    /// Past the highest address of an initial RAM disk, given the start of RAM.
-    const _: fn(u64) -> u64 = layout::initrd_below;
 
-    /// True if a guest that starts so is given a command line and an initial RAM disk.
-    const _: fn(Mode) -> bool = Mode::has_platform;
+    /// The kind of machine for a guest that starts so and takes this, unless one is asked for.
+    const _: fn(Mode, Takes) -> Machine = Mode::machine;
+    /// RAM in which such a guest finds nothing of ours but what has to be there.
+    const _: fn(Mode) -> &'static [RamRange] = Mode::avoids;
+    /// The kinds of machines that can be asked for, by name.
+    const _: &[(&str, Machine)] = Machine::NAMED;
+    /// True if such a machine has interrupt controllers and tables that tell what it has.
+    const _: fn(Machine) -> bool = Machine::has_platform;
     /// The modes that a guest can start in, by name.
     const _: &[(&str, Mode)] = Mode::NAMED;
     /// How images start: which mode, and where flat ones go.
@@ -84,9 +88,9 @@ mod contract {
     // In the order in which `Machine::build` calls them.
     /// Creates a VM whose guest-physical addresses end at the given one or above.
     const _: fn(&Kvm, u64) -> Result<VmFd> = create_vm;
-    /// What must exist before any vCPU does, for so many CPUs that start in this mode; called after
+    /// What must exist before any vCPU does, for so many CPUs of this kind of machine; called after
     /// the memory slots.
-    const _: fn(&Kvm, &VmFd, usize, Mode) -> Result<Chips> = before_vcpus;
+    const _: fn(&Kvm, &VmFd, usize, Machine) -> Result<Chips> = before_vcpus;
     /// Places the tables that a guest expects and works out its first registers.
     const _: Prepare = prepare;
     type Prepare =
@@ -96,7 +100,7 @@ mod contract {
     /// What must wait until every vCPU exists.
     const _: fn(&Chips) -> Result<()> = after_vcpus;
     /// Makes a write to the event an edge on the console's interrupt; called last, and only where
-    /// [`Mode::has_platform`].
+    /// [`Machine::has_platform`].
     const _: fn(&VmFd, &EventFd) -> Result<()> = wire_console;
     /// What makes the vCPU leave the guest.
     const _: fn(&mut Vcpu) -> Kick = Vcpu::kick;

@@ -139,7 +139,7 @@ fn main() {
         .expect("write the init");
     fs::set_permissions(root.join("init"), PermissionsExt::from_mode(0o755)).expect("chmod");
     let initrd = folder.path().join("initrd");
-    let archive = bivisor::initrd::pack::pack(&root, 1 << 30).expect("pack an archive");
+    let archive = bivisor::archive::pack(&root, 1 << 30).expect("pack an archive");
     fs::write(&initrd, archive).expect("write the archive");
     let kernel = guests.join("cloud");
     let mut candidates: Vec<_> = ["copy", "map"].map(|way| bivisor(&kernel, &initrd, way)).into();

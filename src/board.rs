@@ -34,8 +34,40 @@ pub struct Kernel {
     pub cmdline: Vec<u8>,
     /// Where the initial RAM disk lies.
     pub initrd: Option<RamRange>,
+    /// Modules, where the protocol has those instead.
+    pub modules: Vec<Module>,
     /// A part of the image that its protocol wants handed back: a bzImage's setup header.
     pub header: Vec<u8>,
+}
+
+/// A file that a kernel is given as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Module {
+    /// Where it lies.
+    pub place: RamRange,
+    /// Its name, without a zero byte.
+    pub name: Vec<u8>,
+}
+
+/// What an image takes besides its first registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Takes {
+    /// Nothing: it knows no boot protocol.
+    Nothing,
+    /// A command line, and all initial RAM disks in one piece.
+    Ramdisk {
+        /// It is Linux, which is told where its console is and to end when it panics.
+        is_linux: bool,
+        /// Bytes of the command line at the most, without its zero byte.
+        cmdline: usize,
+        /// Past the highest address of the initial RAM disk.
+        below: u64,
+    },
+    /// A command line that begins with the image's name, and each initial RAM disk as a module.
+    Modules {
+        /// Past the highest address of a module.
+        below: u64,
+    },
 }
 
 /// What a [`StopRegister`] does.
@@ -74,6 +106,10 @@ pub enum Extra {
     Pl011,
     /// A PL031 real-time clock.
     Pl031,
+    /// A CMOS with a real-time clock.
+    Cmos,
+    /// ACPI's status and enable register for fixed events.
+    FixedEvents,
 }
 
 /// One line of what a host can do: a machine-readable key, and the value in words.

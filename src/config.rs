@@ -1,6 +1,6 @@
 //! What a machine is to be: the meaning of a command line, or what a library's user writes.
 
-use std::fs::File;
+use std::fs;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -9,6 +9,7 @@ use crate::arch;
 use crate::console::Console;
 use crate::devices::debug_console::Shown;
 use crate::exit::{BusAddr, Space};
+use crate::kernel::File;
 use crate::memory::{ImageMemory, RamRange};
 use crate::payload::Payload;
 use crate::payload::load::Wish;
@@ -49,18 +50,22 @@ impl Memory {
 pub struct Config {
     /// The image.
     pub payload: Payload,
+    /// Its name, for a guest that is told it.
+    pub name: String,
     /// Keeps what has to be unpacked in the user's cache, and looks there first.
     pub cache: bool,
     /// Where it goes, if it leaves the choice.
     pub wish: Wish,
     /// The mode to start in, by name; by the image when not given.
     pub mode: Option<String>,
+    /// The kind of machine, by name; by the image when not given.
+    pub machine: Option<String>,
     /// Registers of the first vCPU by name, and their values.
     pub registers: Vec<(String, u64)>,
-    /// What is added to the kernel's command line.
+    /// What the kernel's command line is, beside ours.
     pub cmdline: String,
-    /// Initial RAM disks, one behind the other.
-    pub initrds: Vec<Payload>,
+    /// Initial RAM disks, one behind the other, or modules.
+    pub initrds: Vec<File>,
     /// RAM.
     pub memory: Memory,
     /// How files come into it.
@@ -85,7 +90,7 @@ pub struct Config {
     /// The device accesses that the guest may make.
     pub max_exits: Option<u64>,
     /// Where each exit is shown, if anywhere.
-    pub trace: Option<File>,
+    pub trace: Option<fs::File>,
     /// Ends the guest on SIGINT, SIGTERM, SIGHUP and SIGQUIT, with that signal as its cause.
     pub catch_signals: bool,
 }
@@ -99,14 +104,21 @@ pub fn mode_names() -> Vec<&'static str> {
     arch::Mode::NAMED.iter().map(|(name, _)| *name).collect()
 }
 
+/// The kinds of machines that there are here.
+pub fn machine_names() -> Vec<&'static str> {
+    arch::Machine::NAMED.iter().map(|(name, _)| *name).collect()
+}
+
 impl Config {
     /// A machine for `payload`, with the defaults of `bivisor run`.
     pub fn new(payload: Payload, console: Console) -> Self {
         Self {
             payload,
+            name: "guest".into(),
             cache: false,
             wish: Wish::default(),
             mode: None,
+            machine: None,
             registers: Vec::new(),
             cmdline: String::new(),
             initrds: Vec::new(),
@@ -133,6 +145,15 @@ impl Config {
         let known = mode_names().join(", ");
         ensure!(found.is_some(), "--mode {name}: {} guests start in {known}", arch::NAME);
         Ok(found.map(|(_, mode)| *mode))
+    }
+
+    /// The kind of machine that was asked for.
+    pub(crate) fn arch_machine(&self) -> Result<Option<arch::Machine>> {
+        let Some(name) = &self.machine else { return Ok(None) };
+        let found = arch::Machine::NAMED.iter().find(|(known, _)| known == name);
+        let known = machine_names().join(", ");
+        ensure!(found.is_some(), "--machine {name}: {} has {known}", arch::NAME);
+        Ok(found.map(|(_, machine)| *machine))
     }
 
     /// The registers that were asked for.

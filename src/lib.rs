@@ -6,7 +6,7 @@
 //! - [`payload`]: the image: [`payload::image`] recognises it, [`payload::unpack`] and
 //!   [`payload::cache`] unpack it, [`payload::load`] places it in RAM, [`payload::describe`] tells
 //! - [`memory`]: guest RAM and KVM's slots, in [`host_memory`]; [`places`]: what lies where in it while it is built
-//! - [`initrd`]: the initial RAM disk
+//! - [`kernel`]: what a kernel is given: command line, initial RAM disk, modules
 //! - [`board`]: what the core and an architecture tell each other; [`layout_check`]: address maps
 //! - `arch`: everything that differs between architectures, behind one pinned contract
 //! - [`machine`]: builds a machine in the one right order
@@ -32,6 +32,7 @@
 //! # }
 //! ```
 
+pub mod archive;
 pub mod board;
 pub mod bus;
 pub mod config;
@@ -41,9 +42,9 @@ pub mod event_loop;
 pub mod exit;
 pub mod host;
 pub mod host_memory;
-pub mod initrd;
 pub mod irq;
 pub mod journal;
+pub mod kernel;
 pub mod kick;
 pub mod layout_check;
 pub mod machine;

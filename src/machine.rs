@@ -13,26 +13,29 @@ use kvm_ioctls::{Cap, Kvm, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::{self, layout};
-use crate::board::{Board, Extra, Kernel, Start};
+use crate::board::{Board, Extra, Start};
 use crate::bus::{Bus, Device};
 use crate::config::{Config, Memory};
 use crate::console::watch::Watch;
 use crate::console::{Input, Output};
+use crate::devices::cmos::{self, Cmos};
 use crate::devices::debug_console::DebugConsole;
 use crate::devices::exit_register::ExitRegister;
+use crate::devices::fixed_events::{self, FixedEvents};
 use crate::devices::panic_report::{self, PanicReport};
 use crate::devices::pl011::{self, Pl011};
 use crate::devices::rtc::{self, Pl031};
 use crate::devices::serial::{self, Serial};
 use crate::exit::{BusAddr, Space};
 use crate::irq::Irq;
+use crate::kernel::Given;
 use crate::memory::{GuestRam, RamRange, check_ranges};
 use crate::payload::cache::Cache;
 use crate::payload::image::{Image, Unpacking};
 use crate::payload::{Payload, load};
 use crate::places::Places;
 use crate::trace::Trace;
-use crate::{initrd, kick, sys};
+use crate::{kick, sys};
 
 /// Why /dev/kvm can't be used, in one line with the mend.
 pub fn open_kvm() -> Result<Kvm> {
@@ -87,16 +90,20 @@ impl Machine {
         let began = Instant::now();
         // What can be refused without KVM comes first.
         let mode = config.arch_mode()?;
+        let machine = config.arch_machine()?;
         let registers = config.arch_registers()?;
         let kvm = open_kvm()?;
         check_capabilities(&kvm, config.cpus)?;
         let ranges = ram_ranges(&config.memory, arch::address_limit(&kvm))?;
-        let image = read_image(config.payload, config.cache, &ranges)?;
-        let mode = load::mode(&image, mode, &arch::RULES)?;
+        let protocol = config.wish.protocol.as_deref();
+        let image = read_image(config.payload, config.cache, protocol, &ranges)?;
+        let ram_start = ranges.first().map_or(0, |range| range.start);
+        let way = load::choose(&image, ram_start, protocol, mode, &arch::RULES)?;
+        let machine = machine.unwrap_or(way.mode.machine(way.takes));
         let vm = arch::create_vm(&kvm, ranges.last().map_or(0, |range| range.end()))?;
-        let ram = GuestRam::new(ranges, config.image_memory)?;
+        let ram = GuestRam::new(ranges)?.with_images(config.image_memory);
         ram.add_slots(&vm)?;
-        let chips = arch::before_vcpus(&kvm, &vm, config.cpus, mode)?;
+        let chips = arch::before_vcpus(&kvm, &vm, config.cpus, machine)?;
 
         let event = |flags| EventFd::new(flags).context("create an eventfd");
         let wake = Arc::new(event(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
@@ -109,22 +116,27 @@ impl Machine {
         let output = Arc::new(Output::new(to, wake.clone(), stopping.clone(), watch));
         let input = Input::new(console.input, console.nature, stopped.clone());
         let exit_register = config.exit_register.unwrap_or(layout::EXIT_REGISTER);
-        let has_platform = mode.has_platform();
-        let line =
-            has_platform.then(|| event(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)).transpose()?;
+        let line = machine
+            .has_platform()
+            .then(|| event(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC))
+            .transpose()?;
         let irq = match &line {
             Some(line) => Irq::new(line.try_clone().context("copy an eventfd")?),
             None => Irq::none(),
         };
         let devices = Devices { bus: Bus::default(), ram: &ram };
-        let bus = devices.insert_all(exit_register, config.debug_console, irq, &output, &input)?;
+        let debug = config.debug_console;
+        let bus = devices.insert_all(machine, exit_register, debug, irq, &output, &input)?;
 
         let mut places = Places::new(ram.ranges());
-        let loaded = load::load(&image, &ram, &mut places, config.wish, mode, &arch::RULES)?;
+        let entry = load::load(&image, &ram, &mut places, &config.wish, &way, &arch::RULES)?;
+        way.mode.avoids().iter().for_each(|range| places.avoid(*range));
         let board = Board { cpus: config.cpus, ram: ram.ranges().to_vec(), exit_register };
-        let mut kernel = kernel(&config.cmdline, &config.initrds, mode, &ram, &mut places)?;
-        kernel.header = loaded.header;
-        let start = Start { mode, entry: loaded.entry, registers, kernel };
+        let (cmdline, files) = (&config.cmdline, &config.initrds);
+        let given = Given { image: &config.name, cmdline, files };
+        let mut kernel = given.place(way.takes, &ram, &mut places)?;
+        kernel.header = way.header;
+        let start = Start { mode: way.mode, entry, registers, kernel };
         let entry = arch::prepare(&ram, &mut places, &board, &start, &chips)?;
         let vcpus: Vec<_> = (0..config.cpus)
             .map(|index| {
@@ -159,48 +171,20 @@ impl Machine {
     }
 }
 
-/// Recognises the image and unpacks it where that has to be done; nothing that could not lie in
-/// `ram` is unpacked to its end.
-fn read_image(payload: Payload, cache: bool, ram: &[RamRange]) -> Result<Image> {
+/// Recognises the image and unpacks it where that has to be done to enter it by `protocol`; nothing
+/// that could not lie in `ram` is unpacked to its end.
+fn read_image(
+    payload: Payload,
+    cache: bool,
+    protocol: Option<&str>,
+    ram: &[RamRange],
+) -> Result<Image> {
     // Our choice: what is smaller is unpacked sooner than it is looked up.
     const WORTH_KEEPING: u64 = 1 << 20;
     let limit = ram.iter().map(|range| range.len).sum();
     let cache = (cache && payload.len() > WORTH_KEEPING).then(Cache::of_user).flatten();
-    Image::read(payload, &Unpacking { limit, cache: cache.as_ref(), kernels: true })
-}
-
-/// What every kernel is told: where its console is, and to end when it panics instead of waiting.
-const CMDLINE: &str = "console=ttyS0 panic=-1";
-
-/// What a kernel that starts in `mode` is given.
-fn kernel(
-    added: &str,
-    initrds: &[Payload],
-    mode: arch::Mode,
-    ram: &GuestRam,
-    places: &mut Places,
-) -> Result<Kernel> {
-    if !mode.has_platform() {
-        let given = [("--cmdline", !added.is_empty()), ("--initrd", !initrds.is_empty())];
-        if let Some((option, _)) = given.iter().find(|(_, given)| *given) {
-            bail!("{option} is for kernels with a boot protocol, and this image has none");
-        }
-        return Ok(Kernel::default());
-    }
-    let limit = layout::initrd_below(places.ram_start());
-    let initrd = initrd::place(initrds, ram, places, limit)?;
-    let mut cmdline = CMDLINE.to_owned();
-    if !added.is_empty() {
-        cmdline = format!("{cmdline} {added}");
-    }
-    ensure!(!cmdline.contains('\0'), "--cmdline: holds a zero byte, which ends it: leave it out");
-    ensure!(
-        cmdline.len() <= layout::CMDLINE_MAX,
-        "--cmdline: {} bytes with ours, a kernel takes {}",
-        cmdline.len(),
-        layout::CMDLINE_MAX
-    );
-    Ok(Kernel { cmdline: cmdline.into_bytes(), initrd, header: Vec::new() })
+    let kernels = arch::RULES.unpacks(protocol);
+    Image::read(payload, &Unpacking { limit, cache: cache.as_ref(), kernels })
 }
 
 /// What every machine needs of KVM, by the name of the capability.
@@ -306,6 +290,7 @@ impl Devices<'_> {
     /// The devices that every machine has, and a debug console if wanted.
     fn insert_all(
         mut self,
+        machine: arch::Machine,
         exit_register: BusAddr,
         debug: Option<crate::config::DebugConsole>,
         irq: Irq,
@@ -315,7 +300,7 @@ impl Devices<'_> {
         let serial = Serial::new(output.clone(), input.clone(), irq);
         self.insert(layout::CONSOLE, serial::LEN, "console", Box::new(serial))?;
         self.insert(layout::PANIC_REPORT, panic_report::LEN, "pvpanic", Box::new(PanicReport))?;
-        for (extra, at) in layout::EXTRAS {
+        for (extra, at) in layout::extras(machine) {
             match extra {
                 Extra::Pl011 => {
                     // No line: code that knows this address polls.
@@ -324,6 +309,14 @@ impl Devices<'_> {
                 }
                 Extra::Pl031 => {
                     self.insert(*at, rtc::LEN, "PL031", Box::new(Pl031::default()))?;
+                }
+                Extra::Cmos => {
+                    let cmos = Cmos::new(self.ram.ranges());
+                    self.insert(*at, cmos::LEN, "CMOS", Box::new(cmos))?;
+                }
+                Extra::FixedEvents => {
+                    let events = Box::new(FixedEvents::default());
+                    self.insert(*at, fixed_events::LEN, "ACPI events", events)?;
                 }
             }
         }

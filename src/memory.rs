@@ -102,7 +102,7 @@ pub struct GuestRam {
 
 impl GuestRam {
     /// Maps host memory for `ranges`, which [`check_ranges`] has passed.
-    pub fn new(ranges: Vec<RamRange>, images: ImageMemory) -> Result<Self> {
+    pub fn new(ranges: Vec<RamRange>) -> Result<Self> {
         let mut host = Vec::with_capacity(ranges.len());
         let mut regions = Vec::with_capacity(ranges.len());
         for range in &ranges {
@@ -113,7 +113,13 @@ impl GuestRam {
             host.push(memory);
         }
         let memory = GuestMemoryMmap::from_regions(regions).context("collect the guest's RAM")?;
+        let images = ImageMemory::default();
         Ok(Self { memory, mapped: Mutex::default(), _host: host, ranges, images })
+    }
+
+    /// The same RAM, into which files come as `images` says.
+    pub fn with_images(self, images: ImageMemory) -> Self {
+        Self { images, ..self }
     }
 
     /// Gives KVM every range, one slot each. Slots come before interrupt chips and vCPUs: one that

@@ -20,12 +20,18 @@ struct Piece {
 pub struct Places {
     ram: Vec<RamRange>,
     taken: Vec<Piece>,
+    avoided: Vec<RamRange>,
 }
 
 impl Places {
     /// Nothing taken yet.
     pub fn new(ram: &[RamRange]) -> Self {
-        Self { ram: ram.to_vec(), taken: Vec::new() }
+        Self { ram: ram.to_vec(), taken: Vec::new(), avoided: Vec::new() }
+    }
+
+    /// Keeps what is found from now on out of `range`; what is reserved may lie there.
+    pub fn avoid(&mut self, range: RamRange) {
+        self.avoided.push(range);
     }
 
     /// Where RAM begins.
@@ -73,10 +79,12 @@ impl Places {
                 if start < range.start {
                     return None;
                 }
-                // Each round steps below one taken piece, so the loop ends.
-                match self.taken.iter().find(|p| p.start < start + len && start < p.end) {
+                // Each round steps below one of these, so the loop ends.
+                let taken = self.taken.iter().map(|piece| (piece.start, piece.end));
+                let avoided = self.avoided.iter().map(|range| (range.start, range.end()));
+                match taken.chain(avoided).find(|(from, to)| *from < start + len && start < *to) {
                     None => return Some(start),
-                    Some(piece) => end = piece.start,
+                    Some((from, _)) => end = from,
                 }
             }
         })
@@ -141,6 +149,9 @@ mod tests {
         ] {
             assert_eq!(places.find_below(limit, len, align), expected, "{limit:#x} {len:#x}");
         }
+        places.avoid(RamRange { start: 0x10_0000, len: 0x1000 });
+        assert_eq!(places.find_below(u64::MAX, 0x1000, 0x1000), Some(0x9000));
+        places.reserve(0x10_0000, 0x10, "image").expect("what says where it goes may go there");
         assert!(places.take_below(0x900, 1, 1, "table").unwrap_err().to_string().contains("table"));
     }
 

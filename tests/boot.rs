@@ -12,6 +12,8 @@ mod commands;
 mod images;
 #[path = "boot/mapping.rs"]
 mod mapping;
+#[path = "boot/protocols.rs"]
+mod protocols;
 #[path = "boot/reports.rs"]
 mod reports;
 #[path = "boot/streams.rs"]
@@ -194,6 +196,20 @@ const ROWS: &[Row] = &[
         cause: "crash",
         ..OTHER_END
     },
+    Row {
+        name: "a_multiboot_kernel_is_told_where_it_is",
+        guest: "multiboot",
+        stdout: "bivisor\nmultiboot.bin told\n\
+                 00000000 0009fc00 1\n0009fc00 00060400 2\n00100000 07f00000 1\n",
+        ..ROW
+    },
+    Row {
+        name: "a_pc_has_what_a_pc_has",
+        guest: "pc",
+        stdout: "ACPI\ntimer\ninterrupt controller\nCMOS\nsize\n",
+        cause: "power-off",
+        ..OTHER_END
+    },
     // The reference guests.
     Row {
         name: "tiny_kernel_greets",
@@ -288,6 +304,7 @@ fn main() {
     trials.extend(commands::trials());
     trials.extend(images::trials());
     trials.extend(mapping::trials());
+    trials.extend(protocols::trials());
     trials.extend(reports::trials());
     trials.extend(streams::trials());
     common::conclude(trials);

@@ -60,6 +60,7 @@ fn an_elf_file_is_told_with_its_addresses() {
     assert_eq!(json["entry"], MACHINE.load);
     assert_eq!(json["load_len"], 64 + 0x1000);
     assert_eq!(json["runs_here"], true);
+    assert_eq!(json["entry_protocols"][0], "elf");
     assert_eq!(json["refused"], serde_json::Value::Null);
 }
 
@@ -69,6 +70,7 @@ fn hostile_17_an_image_for_elsewhere_is_told_but_does_not_run_here() {
     fs::write(&path, good_elf(MACHINE.foreign_elf_machine)).unwrap();
     let json = described(&path);
     assert_eq!(json["runs_here"], false);
+    assert_eq!(json["entry_protocols"].as_array().map(Vec::len), Some(0));
     assert!(json["refused"].as_str().unwrap().starts_with("it is for "), "{json}");
 }
 

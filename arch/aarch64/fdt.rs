@@ -225,8 +225,11 @@ mod tests {
             exit_register: BusAddr::memory(0x8000),
         };
         let initrd = RamRange { start: 0x4800_0000, len: 0x123 };
-        let kernel =
-            Kernel { cmdline: b"console=ttyS0".to_vec(), initrd: Some(initrd), header: vec![] };
+        let kernel = Kernel {
+            cmdline: b"console=ttyS0".to_vec(),
+            initrd: Some(initrd),
+            ..Kernel::default()
+        };
         for (gic, compatible, rest) in [
             (Gic::V2, "arm,cortex-a15-gic\0", [0x0801_0000, 0x1_0000]),
             (Gic::V3, "arm,gic-v3\0", [0x080a_0000, 17 * 0x2_0000]),

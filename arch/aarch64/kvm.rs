@@ -18,7 +18,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::fdt::device_tree;
 use super::gic::Chip;
-use super::mode::{Mode, PSTATE_EL1H, SCTLR_M, mode_name};
+use super::mode::{Machine, Mode, PSTATE_EL1H, SCTLR_M, mode_name};
 use super::registers::{self, Register, x};
 use super::{layout, vectors};
 use crate::arch::run_page::RunPage;
@@ -90,7 +90,7 @@ fn add_vectors(vm: &VmFd) -> Result<MmapRegion> {
 }
 
 /// Creates the interrupt controller and asks for the CPU model that the host prefers.
-pub fn before_vcpus(_: &Kvm, vm: &VmFd, cpus: usize, _: Mode) -> Result<Chips> {
+pub fn before_vcpus(_: &Kvm, vm: &VmFd, cpus: usize, _: Machine) -> Result<Chips> {
     ensure!(
         vm.check_extension(Cap::ArmPsci02),
         "this host's KVM lacks PSCI 0.2: update the kernel"

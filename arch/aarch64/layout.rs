@@ -17,6 +17,7 @@
 //! 0x4000_0000  RAM; a flat image at +0x8_0000
 //! ```
 
+use super::mode::Machine;
 use crate::board::{Extra, StopRegister};
 use crate::exit::BusAddr;
 use crate::layout_check::{Region, ascending_and_disjoint};
@@ -41,8 +42,11 @@ pub const GIC_REDISTRIBUTOR_LEN: u64 = 0x2_0000;
 const PL011: BusAddr = BusAddr::memory(0x0900_0000);
 /// Where `virt` has its clock.
 pub const PL031: BusAddr = BusAddr::memory(0x0901_0000);
+
 /// Devices of this platform alone.
-pub const EXTRAS: &[(Extra, BusAddr)] = &[(Extra::Pl011, PL011), (Extra::Pl031, PL031)];
+pub fn extras(_: Machine) -> &'static [(Extra, BusAddr)] {
+    &[(Extra::Pl011, PL011), (Extra::Pl031, PL031)]
+}
 
 /// Our choice: past what `virt` has at 0x0900_0000 (a PL011, an RTC and more), a page of its own.
 pub const CONSOLE: BusAddr = BusAddr::memory(0x0910_0000);

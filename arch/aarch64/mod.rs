@@ -13,11 +13,13 @@ pub mod mode;
 pub mod registers;
 pub mod vectors;
 
-pub use mode::Mode;
+pub use mode::{Machine, Mode};
 pub use registers::{REGISTER_NAMES, Register, register};
 
 use super::formats::{Kernel, arm64_image};
-use crate::payload::load::{Rules, Spot};
+use crate::board::Takes;
+use crate::payload::image::{Form, Image};
+use crate::payload::load::{Part, Rules, Source, Way};
 
 /// The name in target triples.
 pub const NAME: &str = "aarch64";
@@ -27,18 +29,28 @@ const EM_AARCH64: u16 = 183;
 
 /// How images start.
 pub const RULES: Rules<Mode> = Rules {
-    flat_mode: Mode::El1,
     flat_load: |_, ram_start| ram_start.saturating_add(layout::FLAT_OFFSET),
     elf_mode: |bits, machine| (bits == 64 && machine == EM_AARCH64).then_some(Mode::El1),
-    pvh_mode: None,
-    packed: |_| None,
-    place: |kernel, ram_start| match kernel {
-        // As low as it may lie: where every version of the protocol allows it.
-        Kernel::Arm64(header) if !header.big_endian => Some(Spot {
-            mode: Mode::El1,
-            start: ram_start.checked_next_multiple_of(arm64_image::ALIGNMENT)? + header.text_offset,
-            len: header.image_size,
-        }),
-        _ => None,
-    },
+    ways: |image, ram_start| ways(image, ram_start).into_iter().collect(),
+    unpack_themselves: &[],
 };
+
+/// The one way to enter `image`, if it is for this architecture. Everything finds a device tree,
+/// which has room for a command line and an initial RAM disk.
+fn ways(image: &Image, ram_start: u64) -> Option<Way<Mode>> {
+    let (protocol, source) = match &image.form {
+        Form::Flat => ("flat", Source::Flat),
+        Form::Elf { .. } => ("elf", Source::Elf(None)),
+        // As low as it may lie: where every version of the protocol allows it.
+        Form::Kernel(Kernel::Arm64(header)) if !header.big_endian => {
+            let aligned = ram_start.checked_next_multiple_of(arm64_image::ALIGNMENT)?;
+            let starts = vec![aligned.checked_add(header.text_offset)?];
+            let (len, memory) = (image.bytes.len(), header.image_size);
+            ("linux", Source::Parts(vec![Part { offset: 0, len, starts, memory, entry: 0 }]))
+        }
+        Form::Kernel(_) => return None,
+    };
+    let below = layout::initrd_below(ram_start);
+    let takes = Takes::Ramdisk { is_linux: true, cmdline: layout::CMDLINE_MAX, below };
+    Some(Way { protocol, mode: Mode::El1, source, header: Vec::new(), takes })
+}

@@ -2,6 +2,9 @@
 //!
 //! Source: Arm ARM DDI 0487 L.a, "C5.2.19 SPSR_EL1" and "D1.2 Exception levels".
 
+use crate::board::Takes;
+use crate::memory::RamRange;
+
 /// The mode that a guest starts in: there is one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -13,8 +16,29 @@ impl Mode {
     /// All modes by name.
     pub const NAMED: &[(&str, Self)] = &[("el1", Self::El1)];
 
-    /// True if a guest that starts so is given a command line and an initial RAM disk: the device
-    /// tree has room for both.
+    /// The kind of machine: there is one.
+    pub fn machine(self, _: Takes) -> Machine {
+        Machine::Micro
+    }
+
+    /// Nothing needs to be left free.
+    pub fn avoids(self) -> &'static [RamRange] {
+        &[]
+    }
+}
+
+/// The kind of machine: there is one, without anything that is old.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Machine {
+    /// An interrupt controller, and a device tree that tells everything.
+    Micro,
+}
+
+impl Machine {
+    /// All machines by name.
+    pub const NAMED: &[(&str, Self)] = &[("micro", Self::Micro)];
+
+    /// True: it always has an interrupt controller.
     pub fn has_platform(self) -> bool {
         true
     }

@@ -25,6 +25,8 @@ const BOOT_FLAG: u16 = 0xaa55;
 /// The zero page has room for the setup header up to here (arch/x86/include/uapi/asm/bootparam.h).
 const HEADER_LIMIT: usize = 0x290;
 const SECTOR: u64 = 512;
+/// Below lie the firmware's places.
+const ONE_MIB: u64 = 1 << 20;
 /// `setup_sects` that stands for "not said", and what it means then.
 const DEFAULT_SETUP_SECTS: u64 = 4;
 /// Our choice: 2.06 of Linux 2.6.22 (2007) is the first with a command line's size.
@@ -169,6 +171,28 @@ impl Header {
         Ok(())
     }
 
+    /// True if its protected-mode part goes to 1 MiB or above; a zImage's does not.
+    pub fn loaded_high(&self) -> bool {
+        self.loadflags & LOADED_HIGH != 0
+    }
+
+    /// Where its protected-mode part may go (guest-physical), the preferred place first.
+    pub fn starts(&self) -> Vec<u64> {
+        let preferred = if self.version >= 0x020a {
+            self.pref_address
+        } else {
+            // In some files it is zero, and the loader's to write.
+            u64::from(self.code32_start).max(ONE_MIB)
+        };
+        let mut starts = vec![preferred];
+        if self.relocatable {
+            // As low as the alignment that it wants allows, then as low as it can do with.
+            let aligns = [self.kernel_alignment, self.min_alignment];
+            starts.extend(aligns.iter().filter_map(|a| ONE_MIB.checked_next_multiple_of(*a)));
+        }
+        starts
+    }
+
     /// True if it can be entered in 64-bit mode at [`ENTRY_64`].
     pub fn has_64_bit_entry(&self) -> bool {
         self.xloadflags & XLF_KERNEL_64 != 0
@@ -201,8 +225,8 @@ impl Header {
 
     /// What there is to tell about it.
     pub fn facts(&self) -> Facts {
-        let high = self.loadflags & LOADED_HIGH != 0;
-        let start = if self.version >= 0x020a { self.pref_address } else { 0x10_0000 };
+        let high = self.loaded_high();
+        let start = self.starts()[0];
         let entry = if self.has_64_bit_entry() { start + ENTRY_64 } else { start };
         let mut details = vec![
             ("longest command line", self.cmdline_size.to_string()),

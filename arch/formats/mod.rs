@@ -8,6 +8,7 @@
 
 pub mod arm64_image;
 pub mod bzimage;
+pub mod linux_note;
 pub mod multiboot;
 pub mod pvh;
 

@@ -1,7 +1,8 @@
 //! ACPI tables: what a kernel learns about CPUs, interrupts, the console and how to switch off.
 //!
-//! The platform is hardware-reduced, and says what it does *not* have: no CMOS clock, no keyboard
-//! controller to probe, no VGA. Each of these would cost a stock kernel seconds of looking for it.
+//! The micro machine is hardware-reduced, and says what it does *not* have: no CMOS clock, no
+//! keyboard controller to probe, no VGA. Each of these would cost a stock kernel seconds of looking
+//! for it. A PC has its clock, its timer and its interrupt controllers, and so ACPI's fixed registers.
 //!
 //! Source: ACPI 6.5, 5.2 "ACPI System Description Tables" and 4.8.3.7 "Sleep Control and Status".
 
@@ -16,15 +17,24 @@ use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, aml};
 
 use super::layout;
+use super::mode::Machine;
+use crate::exit::BusAddr;
 
 const OEM: [u8; 6] = *b"BIVISR";
 const OEM_TABLE: [u8; 8] = *b"BIVISOR ";
 const OEM_REVISION: u32 = 1;
 
-/// FADT "IA-PC Boot Architecture Flags": no VGA, no CMOS RTC; bits that are clear say that there
-/// are no legacy devices and no 8042.
+/// FADT "IA-PC Boot Architecture Flags": devices on an ISA bus, no VGA, no CMOS RTC; a bit that is
+/// clear says that there is no 8042.
+const LEGACY_DEVICES: u16 = 1 << 0;
 const NO_VGA: u16 = 1 << 2;
 const NO_CMOS_RTC: u16 = 1 << 5;
+
+/// MADT "Multiple APIC Flags": there are two 8259 besides.
+const PCAT_COMPAT: u32 = 1 << 0;
+
+/// The line of ACPI's interrupt, which never comes. Our choice: a PC's.
+const SCI: u16 = 9;
 
 /// MADT entry types, and the flag of a CPU that is there.
 const LOCAL_APIC: u8 = 0;
@@ -35,11 +45,17 @@ const ENABLED: u32 = 1;
 /// The first APIC id that only an x2APIC entry can hold.
 const FIRST_X2APIC_ID: u32 = 255;
 
-/// Alignment of each table: what its widest field wants.
-const ALIGN: usize = 16;
+/// Alignment of each table: what the FACS wants.
+const ALIGN: usize = 64;
 
-/// Sleep type of S5 in our DSDT. Our choice: what QEMU and most boards use.
+/// Bytes and version of the FACS (ACPI 6.5, 5.2.10 "Firmware ACPI Control Structure").
+const FACS_LEN: usize = 64;
+const FACS_VERSION: u8 = 2;
+
+/// Sleep type of S5 in our DSDT for the sleep control register. Our choice: what most boards use.
 pub const S5_TYPE: u8 = 5;
+/// The same for the PM1a control register of a PC: what QEMU's q35 has.
+const S5_TYPE_PC: u8 = 0;
 
 fn bytes(table: &dyn Aml) -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -47,8 +63,8 @@ fn bytes(table: &dyn Aml) -> Vec<u8> {
     bytes
 }
 
-/// Every table for `cpus` CPUs, to be placed at `at`; the RSDP comes first.
-pub fn tables(at: u64, cpus: usize) -> Vec<u8> {
+/// Every table for `machine` with `cpus` CPUs, to be placed at `at`; the RSDP comes first.
+pub fn tables(at: u64, cpus: usize, machine: Machine) -> Vec<u8> {
     // The RSDP's room is kept; what it points to follows.
     let mut blob = vec![0; Rsdp::len().next_multiple_of(ALIGN)];
     let mut place = |table: Vec<u8>| {
@@ -57,9 +73,10 @@ pub fn tables(at: u64, cpus: usize) -> Vec<u8> {
         blob.resize(blob.len().next_multiple_of(ALIGN), 0);
         addr
     };
-    let dsdt = place(dsdt());
-    let fadt = place(fadt(dsdt));
-    let madt = place(madt(cpus));
+    let dsdt = place(dsdt(machine));
+    let facs = (machine == Machine::Pc).then(|| place(facs()));
+    let fadt = place(fadt(dsdt, facs));
+    let madt = place(madt(cpus, machine));
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
     xsdt.add_entry(fadt);
     xsdt.add_entry(madt);
@@ -70,7 +87,7 @@ pub fn tables(at: u64, cpus: usize) -> Vec<u8> {
 }
 
 /// The console, and the sleep state in which the machine is off.
-fn dsdt() -> Vec<u8> {
+fn dsdt(machine: Machine) -> Vec<u8> {
     let console = layout::CONSOLE.addr as u16;
     let hid = Name::new(Path::new("_HID"), &EISAName::new("PNP0501"));
     let uid = Name::new(Path::new("_UID"), &aml::ZERO);
@@ -79,37 +96,64 @@ fn dsdt() -> Vec<u8> {
     let resources = Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&ports, &line]));
     let serial = Device::new(Path::new("COM1"), vec![&hid, &uid, &resources]);
     let bus = Scope::new(Path::new("\\_SB_"), vec![&serial]);
-    let s5 = Name::new(Path::new("\\_S5_"), &Package::new(vec![&S5_TYPE, &aml::ZERO]));
+    let s5_type = if machine == Machine::Pc { S5_TYPE_PC } else { S5_TYPE };
+    let s5 = Name::new(Path::new("\\_S5_"), &Package::new(vec![&s5_type, &aml::ZERO]));
     let mut sdt = Sdt::new(*b"DSDT", 36, 6, OEM, OEM_TABLE, OEM_REVISION);
     sdt.append_slice(&bytes(&bus));
     sdt.append_slice(&bytes(&s5));
     sdt.as_slice().to_vec()
 }
 
-fn fadt(dsdt: u64) -> Vec<u8> {
-    let port = |addr: u64| GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, addr);
+/// The table with which a system shares the fixed registers; it has neither a checksum nor, here,
+/// anything to say.
+fn facs() -> Vec<u8> {
+    let mut facs = vec![0; FACS_LEN];
+    facs[..4].copy_from_slice(b"FACS");
+    facs[4] = FACS_LEN as u8;
+    facs[32] = FACS_VERSION;
+    facs
+}
+
+/// Without a `facs`, of hardware-reduced ACPI.
+fn fadt(dsdt: u64, facs: Option<u64>) -> Vec<u8> {
+    let register = |at: BusAddr, bits: u8| {
+        let access = if bits == 8 { AccessSize::ByteAccess } else { AccessSize::WordAccess };
+        GAS::new(AddressSpace::SystemIo, bits, 0, access, at.addr)
+    };
     let mut fadt = FADTBuilder::new(OEM, OEM_TABLE, OEM_REVISION)
         .dsdt_64(dsdt)
         .preferred_pm_profile(PmProfile::EnterpriseServer)
-        .flag(Flags::HwReducedAcpi)
         .flag(Flags::ResetRegSup)
         .flag(Flags::Headless)
         .flag(Flags::PwrButton)
         .flag(Flags::SlpButton);
-    fadt.iapc_boot_arch = (NO_VGA | NO_CMOS_RTC).into();
-    fadt.reset_reg = port(layout::RESET_CONTROL.addr);
+    fadt.reset_reg = register(layout::RESET_CONTROL, 8);
     fadt.reset_value = layout::RESET_VALUE;
-    fadt.sleep_control_reg = port(layout::SLEEP_CONTROL.addr);
-    fadt.sleep_status_reg = port(layout::SLEEP_CONTROL.addr + 1);
+    if let Some(facs) = facs {
+        fadt.firmware_ctrl = (facs as u32).into();
+        fadt.iapc_boot_arch = (LEGACY_DEVICES | NO_VGA).into();
+        fadt.sci_int = SCI.into();
+        fadt.pm1a_evt_blk = (layout::EVENTS.addr as u32).into();
+        fadt.pm1a_cnt_blk = (layout::PM1A_CONTROL.addr as u32).into();
+        fadt.x_pm1a_evt_blk = register(layout::EVENTS, 32);
+        fadt.x_pm1a_cnt_blk = register(layout::PM1A_CONTROL, 16);
+        (fadt.pm1_evt_len, fadt.pm1_cnt_len) = (4, 2);
+        fadt.century = layout::CMOS_CENTURY;
+    } else {
+        fadt = fadt.flag(Flags::HwReducedAcpi);
+        fadt.iapc_boot_arch = (NO_VGA | NO_CMOS_RTC).into();
+        fadt.sleep_control_reg = register(layout::SLEEP_CONTROL, 8);
+        fadt.sleep_status_reg = register(BusAddr::port(layout::SLEEP_CONTROL.addr + 1), 8);
+    }
     bytes(&fadt.finalize())
 }
 
 /// One local APIC for each CPU, and the I/O APIC.
-fn madt(cpus: usize) -> Vec<u8> {
+fn madt(cpus: usize, machine: Machine) -> Vec<u8> {
     let mut sdt = Sdt::new(*b"APIC", 36, 5, OEM, OEM_TABLE, OEM_REVISION);
-    // The local APICs' address; flags: no PC-AT interrupt controllers.
+    let flags = if machine == Machine::Pc { PCAT_COMPAT } else { 0 };
     let apic = layout::LOCAL_APIC as u32;
-    sdt.append_slice(&[apic.to_le_bytes(), 0u32.to_le_bytes()].concat());
+    sdt.append_slice(&[apic.to_le_bytes(), flags.to_le_bytes()].concat());
     for cpu in 0..cpus as u32 {
         let entry = if cpu < FIRST_X2APIC_ID {
             let head = [LOCAL_APIC, 8, cpu as u8, cpu as u8];
@@ -152,7 +196,7 @@ mod tests {
     #[test]
     fn the_tables_lead_from_the_rsdp_to_every_cpu() {
         for cpus in [1, 2, 255, 256, 300] {
-            let blob = tables(AT, cpus);
+            let blob = tables(AT, cpus, Machine::Micro);
             assert_eq!(&blob[..8], b"RSD PTR ");
             let xsdt = table(&blob, u64_at(&blob, 24));
             let found: Vec<_> = (36..xsdt.len()).step_by(8).map(|at| u64_at(xsdt, at)).collect();
@@ -177,12 +221,27 @@ mod tests {
 
     #[test]
     fn the_fadt_says_what_is_not_there_and_how_to_end() {
-        let blob = tables(AT, 1);
+        let blob = tables(AT, 1, Machine::Micro);
         let xsdt = table(&blob, u64_at(&blob, 24));
         let fadt = table(&blob, u64_at(xsdt, 36));
         assert_eq!(u16::from_le_bytes([fadt[109], fadt[110]]), NO_VGA | NO_CMOS_RTC);
         assert_eq!(u32_at(fadt, 112) & (1 << 20 | 1 << 10), 1 << 20 | 1 << 10);
         assert_eq!((u64_at(fadt, 120), fadt[128]), (0xcf9, 6));
         assert_eq!(u64_at(fadt, 248), 0x600);
+    }
+
+    #[test]
+    fn a_pc_s_tables_say_what_is_there() {
+        let blob = tables(AT, 1, Machine::Pc);
+        let xsdt = table(&blob, u64_at(&blob, 24));
+        let fadt = table(&blob, u64_at(xsdt, 36));
+        assert_eq!(u16::from_le_bytes([fadt[109], fadt[110]]), LEGACY_DEVICES | NO_VGA);
+        assert_eq!(u32_at(fadt, 112) & (1 << 20 | 1 << 10), 1 << 10);
+        assert_eq!((u32_at(fadt, 56), u32_at(fadt, 64), fadt[88], fadt[89]), (0x60c, 0x604, 4, 2));
+        assert_eq!((u64_at(fadt, 248), fadt[108]), (0, 0x32));
+        let facs = u32_at(fadt, 36) as usize;
+        assert_eq!((facs % 64, &blob[facs - AT as usize..][..5]), (0, &b"FACS\x40"[..]));
+        let madt = table(&blob, u64_at(xsdt, 44));
+        assert_eq!(u32_at(madt, 40), PCAT_COMPAT);
     }
 }

@@ -6,46 +6,11 @@
 
 use anyhow::{Result, ensure};
 
-use super::registers::{CS, GENERAL, RBX, RFLAGS, RIP, RSI, Register, SEGMENTS};
-use super::{acpi, layout, linux, pvh};
+use super::mode::{Machine, Mode};
+use super::registers::{CS, GENERAL, RFLAGS, RIP, Register, SEGMENTS};
+use super::{bios, handover, layout, linux};
 use crate::board::{Board, Start};
 use crate::places::Places;
-
-/// The mode that a guest starts in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// 16 bits, segments of 64 KiB at 16 times their selector.
-    Real,
-    /// 32 bits, flat segments of 4 GiB, no paging.
-    Protected,
-    /// 64 bits, the first 4 GiB mapped onto themselves.
-    Long,
-    /// As above, by the 64-bit Linux boot protocol.
-    Linux,
-    /// 32 bits, by the PVH boot protocol.
-    Pvh,
-}
-
-impl Mode {
-    /// All modes by name.
-    pub const NAMED: &[(&str, Self)] = &[
-        ("real", Self::Real),
-        ("protected", Self::Protected),
-        ("long", Self::Long),
-        ("linux", Self::Linux),
-        ("pvh", Self::Pvh),
-    ];
-
-    /// True if a guest that starts so expects a platform: interrupt controllers and ACPI. HLT then
-    /// waits for an interrupt.
-    pub fn has_platform(self) -> bool {
-        matches!(self, Self::Linux | Self::Pvh)
-    }
-
-    fn is_64_bit(self) -> bool {
-        matches!(self, Self::Long | Self::Linux)
-    }
-}
 
 /// `rflags` bit 1 reads as one (SDM vol. 1, "EFLAGS Register").
 const RFLAGS_FIXED: u64 = 1 << 1;
@@ -147,11 +112,13 @@ pub type Table = (u64, Vec<u8>);
 pub fn first_state(
     start: &Start<Mode, Register>,
     board: &Board,
+    machine: Machine,
     places: &mut Places,
 ) -> Result<(FirstState, Vec<Table>)> {
     let mut tables = Vec::new();
     let mut system = match start.mode {
         Mode::Real => real(start),
+        Mode::Linux16 => real_mode_kernel(),
         _ => flat(start.mode, place(places, GDT_LEN, "descriptor table")?, &mut tables),
     };
     if start.mode.is_64_bit() {
@@ -161,9 +128,14 @@ pub fn first_state(
     }
     let mut general = [0; GENERAL.len()];
     general[RFLAGS] = RFLAGS_FIXED;
-    if start.mode.has_platform() {
-        let (register, value) = platform(start, board, places, &mut tables)?;
-        general[register] = value;
+    if machine.has_platform() {
+        let rsdp = handover::acpi(board, machine, places, &mut tables)?;
+        if machine == Machine::Pc {
+            bios::place(board, places, &mut tables);
+        }
+        for (register, value) in handover::protocol(start, board, rsdp, places, &mut tables)? {
+            general[register] = value;
+        }
     }
     let mut rip_is_set = false;
     for (register, value) in &start.registers {
@@ -197,47 +169,9 @@ pub fn first_state(
 
 /// Finds room for a table: low where the guest leaves some, else at the top of RAM, but below
 /// 4 GiB, where 32-bit code reaches it.
-fn place(places: &mut Places, len: u64, what: &str) -> Result<u64> {
+pub fn place(places: &mut Places, len: u64, what: &str) -> Result<u64> {
     let low = places.take_below(layout::TABLES_BELOW, len, 0x1000, what);
     low.or_else(|_| places.take_below(1 << 32, len, 0x1000, what))
-}
-
-/// What stands at the reset vector, in real mode: `mov dx, RESET_CONTROL; mov al, RESET_VALUE;
-/// out dx, al`, which ends the machine, and `hlt` behind it.
-const RESET_CODE: [u8; 7] = {
-    let [low, high] = (layout::RESET_CONTROL.addr as u16).to_le_bytes();
-    [0xba, low, high, 0xb0, layout::RESET_VALUE, 0xee, 0xf4]
-};
-
-/// The tables of a boot protocol: ACPI, the command line, and what leads to them. Gives the index
-/// of the register in which the kernel finds the latter, and its value.
-fn platform(
-    start: &Start<Mode, Register>,
-    board: &Board,
-    places: &mut Places,
-    tables: &mut Vec<Table>,
-) -> Result<(usize, u64)> {
-    let kernel = &start.kernel;
-    let rsdp = layout::ACPI.start;
-    let acpi = acpi::tables(rsdp, board.cpus);
-    ensure!(acpi.len() as u64 <= layout::ACPI.len, "ACPI tables are too large: use fewer CPUs");
-    places.reserve(rsdp, layout::ACPI.len, "ACPI tables")?;
-    tables.push((rsdp, acpi));
-    places.reserve(layout::RESET_VECTOR, RESET_CODE.len() as u64, "reset vector")?;
-    tables.push((layout::RESET_VECTOR, RESET_CODE.to_vec()));
-    let cmdline = place(places, kernel.cmdline.len() as u64 + 1, "command line")?;
-    tables.push((cmdline, [&kernel.cmdline[..], b"\0"].concat()));
-    let map = linux::memory_map(&board.ram, layout::LEGACY);
-    if start.mode == Mode::Pvh {
-        let at = place(places, pvh::len(map.len()), "start info")?;
-        tables.push((at, pvh::start_info(at, cmdline, kernel.initrd, rsdp, &map)));
-        return Ok((RBX, at));
-    }
-    let at = place(places, linux::ZERO_PAGE_LEN, "zero page")?;
-    let (header, initrd) = (&kernel.header[..], kernel.initrd);
-    let params = linux::Params { header, cmdline, initrd, rsdp, map: &map };
-    tables.push((at, linux::zero_page(&params)));
-    Ok((RSI, at))
 }
 
 /// Real mode: every segment at zero, the code segment where the entry needs it.
@@ -246,6 +180,14 @@ fn real(start: &Start<Mode, Register>) -> SystemRegisters {
     // Zero as long as 16 bits of ip reach the entry; past 1 MiB nothing does.
     let selector = if start.entry <= 0xf_ffff { (start.entry >> 4) as u16 & 0xf000 } else { 0 };
     segments[CS] = Segment::real(selector, TYPE_CODE);
+    SystemRegisters { segments, gdt: None, control: [CR0_ET, 0, 0, 0] }
+}
+
+/// The real-mode part of a kernel: the code segment begins at its entry, the others at its start.
+fn real_mode_kernel() -> SystemRegisters {
+    let selector = (layout::REAL_MODE_KERNEL.start >> 4) as u16;
+    let mut segments = [Segment::real(selector, TYPE_DATA); SEGMENTS.len()];
+    segments[CS] = Segment::real(selector + (linux::REAL_MODE_ENTRY >> 4) as u16, TYPE_CODE);
     SystemRegisters { segments, gdt: None, control: [CR0_ET, 0, 0, 0] }
 }
 
@@ -315,7 +257,7 @@ mod tests {
             .map(|(name, value)| (super::super::register(name).unwrap().0, *value))
             .collect();
         let start = Start { mode, entry, registers, kernel: Kernel::default() };
-        first_state(&start, &board(), &mut Places::new(&board().ram))
+        first_state(&start, &board(), Machine::Bare, &mut Places::new(&board().ram))
     }
 
     #[test]
@@ -392,11 +334,12 @@ mod tests {
         places.reserve(0, 0xa_0000, "image").unwrap();
         let kernel = Kernel::default();
         let start = Start { mode: Mode::Long, entry: 0, registers: vec![], kernel };
-        let (_, tables) = first_state(&start, &board(), &mut places).unwrap();
+        let (_, tables) = first_state(&start, &board(), Machine::Bare, &mut places).unwrap();
         assert!(tables.iter().all(|(at, _)| *at >= 0xa_0000));
         let mut full = Places::new(&[RamRange { start: 0, len: 0x1000 }]);
         full.reserve(0, 0x1000, "image").unwrap();
-        let error = first_state(&start, &board(), &mut full).unwrap_err().to_string();
+        let error =
+            first_state(&start, &board(), Machine::Bare, &mut full).unwrap_err().to_string();
         assert!(error.contains("no room for the descriptor table"), "{error}");
     }
 }

@@ -9,13 +9,14 @@ use std::arch::x86_64::__cpuid;
 use anyhow::{Context, Result, ensure};
 use kvm_bindings::{
     CpuId, KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_HALTED,
-    KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_UNINITIALIZED, Msrs, kvm_enable_cap, kvm_msr_entry,
-    kvm_regs, kvm_segment, kvm_sregs,
+    KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_UNINITIALIZED, KVM_PIT_SPEAKER_DUMMY, Msrs,
+    kvm_enable_cap, kvm_msr_entry, kvm_pit_config, kvm_regs, kvm_segment, kvm_sregs,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::boot::{FirstState, Mode, Segment, first_state};
+use super::boot::{FirstState, Segment, first_state};
+use super::mode::{Machine, Mode};
 use super::registers::{GENERAL, RFLAGS, RIP, Register};
 use super::{cpuid, layout};
 use crate::arch::run_page::RunPage;
@@ -57,16 +58,24 @@ pub struct Chips {
     /// The leaves that KVM supports.
     cpuid: CpuId,
     cpus: usize,
+    machine: Machine,
 }
 
-/// Places KVM's own pages and makes the interrupt controllers: all of them for a guest that expects
-/// a platform, only local APICs for a flat guest with more than one CPU, else none.
-pub fn before_vcpus(kvm: &Kvm, vm: &VmFd, cpus: usize, mode: Mode) -> Result<Chips> {
+/// Places KVM's own pages and makes the interrupt controllers: all of them for a machine that has a
+/// platform, only local APICs for a bare one with more than one CPU, else none. The interval timer
+/// is a PC's alone: it costs 15 ms when a machine ends.
+pub fn before_vcpus(kvm: &Kvm, vm: &VmFd, cpus: usize, machine: Machine) -> Result<Chips> {
     // The first of KVM's pages, the identity map, is there unless it is moved.
     vm.set_tss_address(layout::KVM_PAGES as usize + 0x1000).context("place the task state")?;
-    let platform = mode.has_platform();
+    let platform = machine.has_platform();
     if platform {
         vm.create_irq_chip().context("create the interrupt controllers")?;
+        if machine == Machine::Pc {
+            // KVM has port 0x61 too, which tells when the timer's third channel is done.
+            let timer = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+            vm.create_pit2(timer)
+                .context("create the interval timer (--machine micro has none)")?;
+        }
     } else if cpus > 1 {
         let mut split = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
         split.args[0] = IOAPIC_PINS;
@@ -79,7 +88,7 @@ pub fn before_vcpus(kvm: &Kvm, vm: &VmFd, cpus: usize, mode: Mode) -> Result<Chi
         let features = cpuid.as_mut_slice().iter_mut().filter(|leaf| leaf.function == 1);
         features.for_each(|leaf| leaf.ecx |= cpuid::TSC_DEADLINE);
     }
-    Ok(Chips { cpuid, cpus })
+    Ok(Chips { cpuid, cpus, machine })
 }
 
 /// Wires the console's interrupt.
@@ -101,9 +110,9 @@ pub fn prepare(
     places: &mut Places,
     board: &Board,
     start: &Start<Mode, Register>,
-    _chips: &Chips,
+    chips: &Chips,
 ) -> Result<Entry> {
-    let (state, tables) = first_state(start, board, places)?;
+    let (state, tables) = first_state(start, board, chips.machine, places)?;
     for (guest_addr, table) in tables {
         ram.write(&table, guest_addr)?;
     }

@@ -8,9 +8,14 @@
 //! 0xfee0_0000    local APICs                0x0505          pvpanic
 //! 0xfffb_c000    KVM's own four pages       0x0604          ACPI PM1a control: power-off
 //! 0x1_0000_0000  the rest of RAM            0x0600          ACPI sleep control and status
+//!                                           0x060c          ACPI PM1a events (PC)
 //!                                           0x0cf9          reset control
 //! ```
+//!
+//! A PC also has the ports of its CMOS (0x70), and KVM those of its timer (0x40, 0x61) and its
+//! interrupt controllers (0x20, 0xa0, 0x4d0).
 
+use super::mode::Machine;
 use crate::board::{Does, Extra, StopRegister};
 use crate::exit::BusAddr;
 use crate::layout_check::{Region, ascending_and_disjoint};
@@ -19,8 +24,20 @@ use crate::memory::RamRange;
 /// COM1: the base that the PC platform gives the first serial port.
 pub const CONSOLE: BusAddr = BusAddr::port(0x3f8);
 
-/// No devices of this platform alone.
-pub const EXTRAS: &[(Extra, BusAddr)] = &[];
+/// The PC's CMOS: index and data.
+const CMOS: BusAddr = BusAddr::port(0x70);
+/// The byte of it that holds the century; ACPI's tables tell it.
+pub const CMOS_CENTURY: u8 = 0x32;
+/// ACPI's PM1a event block. Our choice: behind the control register.
+pub const EVENTS: BusAddr = BusAddr::port(0x60c);
+
+/// Devices of this kind of machine alone.
+pub fn extras(machine: Machine) -> &'static [(Extra, BusAddr)] {
+    match machine {
+        Machine::Bare | Machine::Micro => &[],
+        Machine::Pc => &[(Extra::Cmos, CMOS), (Extra::FixedEvents, EVENTS)],
+    }
+}
 
 /// COM1's interrupt line.
 pub const CONSOLE_LINE: u32 = 4;
@@ -37,6 +54,8 @@ pub const PORTS: u64 = 1 << 16;
 /// ACPI's sleep control register, and the status register behind it. Our choice: where chipsets
 /// have their power management.
 pub const SLEEP_CONTROL: BusAddr = BusAddr::port(0x600);
+/// ACPI's PM1a control register, where QEMU's q35 has it.
+pub const PM1A_CONTROL: BusAddr = BusAddr::port(0x604);
 /// The chipset's reset control, and the value that resets all of it.
 pub const RESET_CONTROL: BusAddr = BusAddr::port(0xcf9);
 /// See [`RESET_CONTROL`].
@@ -59,12 +78,13 @@ pub const STOP_REGISTERS: &[StopRegister] = &[
     // where QEMU's q35 has it: what small kernels write to switch a virtual machine off.
     StopRegister {
         name: "ACPI PM1a control",
-        at: BusAddr::port(0x604),
+        at: PM1A_CONTROL,
         len: 2,
         mask: 0x3c00,
         value: 0x2000,
         does: Does::PowerOff,
-        reads: 0,
+        // SCI_EN: ACPI is on.
+        reads: 1,
     },
     // ACPI 6.5, 4.8.3.7 "Sleep Control and Status": SLP_EN (bit 5) with the sleep type of S5.
     StopRegister {
@@ -120,11 +140,18 @@ pub const FLAT_LOAD: u64 = 0x10_0000;
 /// Tables go below the end of conventional memory, where kernels seldom load.
 pub const TABLES_BELOW: u64 = 0xa_0000;
 
+/// Interrupt vectors of real mode and the BIOS's data, which many kernels read or write.
+pub const FIRST_PAGE: RamRange = RamRange { start: 0, len: 0x1000 };
+
+/// Where a bzImage's real-mode part goes, with room for its heap, its stack and the jump to it
+/// (Linux v6.12 Documentation/arch/x86/boot.rst, "Sample Boot Configuration").
+pub const REAL_MODE_KERNEL: RamRange = RamRange { start: 0x9_0000, len: 0x9000 };
+
 /// What a PC keeps below 1 MiB: the extended BIOS data area, video memory, ROMs. Not for a kernel.
 pub const LEGACY: RamRange = RamRange { start: 0x9_fc00, len: 0x6_0400 };
 /// Where the ACPI tables lie: in the part of that where a BIOS is, and kernels look for the RSDP
 /// (ACPI 6.5, 5.2.5.1 "Finding the RSDP on IA-PC Systems").
-pub const ACPI: RamRange = RamRange { start: 0xe_0000, len: RESET_VECTOR - 0xe_0000 };
+pub const ACPI: RamRange = RamRange { start: 0xe_0000, len: 0x1_f000 };
 /// Where a CPU in real mode goes on after a reset, as the last resort of kernels that want one: with
 /// hardware-reduced ACPI and no EFI it is all that Linux tries.
 pub const RESET_VECTOR: u64 = 0xf_fff0;
@@ -132,10 +159,9 @@ pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// `COMMAND_LINE_SIZE` of Linux on this architecture, less its zero byte.
 pub const CMDLINE_MAX: usize = 2047;
 
-/// What a bzImage's `initrd_addr_max` has said since protocol 2.03.
-pub fn initrd_below(_ram_start: u64) -> u64 {
-    0x8000_0000
-}
+/// Past the highest address of an initial RAM disk: what a bzImage's `initrd_addr_max` has said
+/// since protocol 2.03.
+pub const INITRD_BELOW: u64 = 0x8000_0000;
 
 /// RAM, split around the hole below 4 GiB.
 pub fn ram(size: u64) -> Vec<RamRange> {

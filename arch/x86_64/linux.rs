@@ -7,6 +7,14 @@ use crate::memory::RamRange;
 /// Bytes of `struct boot_params`.
 pub const ZERO_PAGE_LEN: u64 = 0x1000;
 
+/// Bytes of a real-mode part at the most, and its entry (boot.rst, "Memory Layout" and "Running the
+/// kernel").
+pub const REAL_MODE_MOST: u64 = 0x8000;
+/// See [`REAL_MODE_MOST`].
+pub const REAL_MODE_ENTRY: u64 = 0x200;
+/// Where the real-mode part's stack starts: the end of what it may use.
+pub const REAL_MODE_STACK: u64 = 0x9000;
+
 /// Offsets in `struct boot_params`.
 mod offset {
     pub const ACPI_RSDP_ADDR: usize = 0x070;
@@ -19,8 +27,10 @@ mod offset {
     pub const VERSION: usize = 0x206;
     pub const TYPE_OF_LOADER: usize = 0x210;
     pub const LOADFLAGS: usize = 0x211;
+    pub const CODE32_START: usize = 0x214;
     pub const RAMDISK_IMAGE: usize = 0x218;
     pub const RAMDISK_SIZE: usize = 0x21c;
+    pub const HEAP_END_PTR: usize = 0x224;
     pub const CMD_LINE_PTR: usize = 0x228;
     pub const E820_TABLE: usize = 0x2d0;
 }
@@ -29,6 +39,8 @@ mod offset {
 const LOADER_UNDEFINED: u8 = 0xff;
 /// `loadflags` bit: the protected-mode code is at 1 MiB or above.
 const LOADED_HIGH: u8 = 1 << 0;
+/// `loadflags` bit: `heap_end_ptr` is valid.
+const CAN_USE_HEAP: u8 = 1 << 7;
 /// The oldest version with everything that is used here; for a vmlinux, which has no header.
 const VERSION_2_12: u16 = 0x20c;
 /// Entries that `struct boot_params` holds.
@@ -76,6 +88,8 @@ pub fn memory_map(ram: &[RamRange], legacy: RamRange) -> Vec<MapEntry> {
 pub struct Params<'a> {
     /// The setup header of a bzImage, from offset 0x1f1 on; empty for a vmlinux.
     pub header: &'a [u8],
+    /// Where the protected-mode part of a bzImage lies, if that is what starts.
+    pub code32_start: Option<u32>,
     /// Where the command line lies, with its zero byte.
     pub cmdline: u64,
     /// Where the initial RAM disk lies.
@@ -102,6 +116,9 @@ pub fn zero_page(params: &Params<'_>) -> Vec<u8> {
     put(offset::LOADFLAGS, &[LOADED_HIGH]);
     // Tables lie below 4 GiB, so the upper half is zero.
     put(offset::CMD_LINE_PTR, &(params.cmdline as u32).to_le_bytes());
+    if let Some(start) = params.code32_start {
+        put(offset::CODE32_START, &start.to_le_bytes());
+    }
     if let Some(initrd) = params.initrd {
         let mut put_halves = |low_at: usize, high_at: usize, value: u64| {
             put(low_at, &(value as u32).to_le_bytes());
@@ -120,6 +137,18 @@ pub fn zero_page(params: &Params<'_>) -> Vec<u8> {
         put(at + 16, &(entry.kind as u32).to_le_bytes());
     }
     page
+}
+
+/// The setup header of a real-mode part, filled in: where it starts in that part, and its bytes.
+pub fn real_mode_header(params: &Params<'_>) -> (u64, Vec<u8>) {
+    let mut page = zero_page(params);
+    page[offset::LOADFLAGS] |= CAN_USE_HEAP;
+    // Measured from the entry, and below the stack by what boot.rst leaves for it.
+    let heap_end = (REAL_MODE_STACK - 0x200) as u16;
+    page[offset::HEAP_END_PTR..][..2].copy_from_slice(&heap_end.to_le_bytes());
+    let end =
+        offset::SETUP_HEADER + params.header.len().min(offset::E820_TABLE - offset::SETUP_HEADER);
+    (offset::SETUP_HEADER as u64, page[offset::SETUP_HEADER..end].to_vec())
 }
 
 #[cfg(test)]
@@ -154,6 +183,7 @@ mod tests {
         let map = [MapEntry { start: 0, len: 0x9_fc00, kind: Kind::Ram }; 2];
         let params = Params {
             header: &[],
+            code32_start: Some(0x10_0000),
             cmdline: 0x2_0000,
             initrd: Some(range(0x1_2345_6000, 0x1_2345_7000)),
             rsdp: 0xe_0000,
@@ -162,6 +192,7 @@ mod tests {
         let page = zero_page(&params);
         assert_eq!((page.len(), &page[0x1fe..0x208]), (4096, &b"\x55\xaa\0\0HdrS\x0c\x02"[..]));
         assert_eq!(page[0x228..0x22c], 0x2_0000u32.to_le_bytes());
+        assert_eq!(page[0x214..0x218], 0x10_0000u32.to_le_bytes());
         assert_eq!(page[0x218..0x21c], 0x2345_6000u32.to_le_bytes());
         assert_eq!(page[0x0c0..0x0c4], 1u32.to_le_bytes());
         assert_eq!(page[0x070..0x078], 0xe_0000u64.to_le_bytes());
@@ -169,5 +200,18 @@ mod tests {
         let header = vec![0xab; 0x400];
         let page = zero_page(&Params { header: &header, map: &[], ..params });
         assert_eq!((page[0x1f1], page[0x210], page[0x2cf], page[0x2d0]), (0xab, 0xff, 0xab, 0));
+    }
+
+    #[test]
+    fn a_real_mode_part_is_told_its_heap_and_its_command_line() {
+        let header = vec![0xab; 0x7b];
+        let (initrd, map) = (None, &[][..]);
+        let params =
+            Params { header: &header, code32_start: None, cmdline: 0x9_d000, initrd, rsdp: 0, map };
+        let (at, filled) = real_mode_header(&params);
+        assert_eq!((at, filled.len()), (0x1f1, header.len()));
+        let field = |at: usize, len: usize| &filled[at - 0x1f1..][..len];
+        assert_eq!((field(0x210, 2), field(0x224, 2)), (&[0xff, 0x81][..], &[0, 0x8e][..]));
+        assert_eq!((field(0x228, 4), field(0x22c, 1)), (&[0, 0xd0, 9, 0][..], &[0xab][..]));
     }
 }

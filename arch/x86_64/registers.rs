@@ -7,10 +7,15 @@ pub const GENERAL: [&str; 18] = [
     "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp", "r8", "r9", "r10", "r11", "r12", "r13",
     "r14", "r15", "rip", "rflags",
 ];
-/// Index in [`GENERAL`] of the register in which PVH passes its start info.
+/// Index in [`GENERAL`] of the register in which multiboot passes its magic number.
+pub const RAX: usize = 0;
+/// Index in [`GENERAL`] of the register in which PVH passes its start info, and multiboot its
+/// information.
 pub const RBX: usize = 1;
 /// Index in [`GENERAL`] of the register in which Linux finds its zero page.
 pub const RSI: usize = 4;
+/// Index of the stack pointer in [`GENERAL`].
+pub const RSP: usize = 6;
 /// Index of the instruction pointer in [`GENERAL`].
 pub const RIP: usize = 16;
 /// Index of the flags in [`GENERAL`].

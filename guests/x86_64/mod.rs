@@ -20,6 +20,8 @@ crate::guests::embed! { "machine.inc":
     reset_keyboard "reset_keyboard.S"
     poweroff "poweroff.S"
     panic "panic.S"
+    multiboot "multiboot.S"
+    pc "pc.S"
 
     tiny_kernel "../reference/tiny_kernel.S"
     kvmtest "../reference/kvmtest.S"

@@ -49,7 +49,7 @@ Example:
 enum Command {
     /// Start the embedded hello-world guest
     Hello(Limits),
-    /// Start a guest from an image: a flat binary or an ELF executable
+    /// Start a guest from an image: a flat binary, an ELF executable or a kernel
     #[command(after_help = RUN_AFTER)]
     Run(Box<Run>),
     /// List the embedded guests, or write one to a file
@@ -133,9 +133,15 @@ struct Limits {
 struct Run {
     /// The image
     file: PathBuf,
-    /// The mode to start in; an ELF file's class says it otherwise
+    /// The mode to start in; the image says it otherwise
     #[arg(long, value_parser = PossibleValuesParser::new(config::mode_names()))]
     mode: Option<String>,
+    /// Enter the image by this protocol, of those that it can be entered by (`inspect` lists them)
+    #[arg(long, value_name = "NAME")]
+    entry_protocol: Option<String>,
+    /// The kind of machine; the image says it otherwise
+    #[arg(long, value_parser = PossibleValuesParser::new(config::machine_names()))]
+    machine: Option<String>,
     /// Load a flat binary here
     #[arg(long, value_name = "ADDR", value_parser = parse::size, allow_hyphen_values = true)]
     load: Option<u64>,
@@ -151,7 +157,7 @@ struct Run {
     /// Add this to the kernel's command line
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true, default_value = "")]
     cmdline: String,
-    /// Give the kernel this initial RAM disk (repeatable: one behind the other)
+    /// Give the kernel this initial RAM disk (repeatable: one behind the other; multiboot: each a module)
     #[arg(long, value_name = "FILE")]
     initrd: Vec<PathBuf>,
     /// Pack what is in DIR into an initial RAM disk (repeatable; behind those of --initrd)
@@ -276,6 +282,7 @@ mod tests {
             ("bivisor run f --cpus -1", "'-1'"),
             ("bivisor run f --cpus 1.5", "'1.5'"),
             ("bivisor run f --mode none", "'none'"),
+            ("bivisor run f --machine none", "'none'"),
             ("bivisor run f --max-exits 0", "'0'"),
             ("bivisor run f --fast", "'--fast'"),
             ("bivisor guests export hello", "<FILE>"),

@@ -7,9 +7,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
+use bivisor::archive::pack;
 use bivisor::config::{Config, Memory};
 use bivisor::guests;
-use bivisor::initrd::pack::pack;
+use bivisor::kernel;
 use bivisor::machine::Machine;
 use bivisor::outcome::{Outcome, status};
 use bivisor::payload::load::Wish;
@@ -34,13 +35,16 @@ pub fn image(options: Run) -> Result<u8> {
         let payload = Payload::open(&options.file).context(path.clone())?;
         let mut config = Config::new(payload, console.open()?);
         config.cache = !options.no_cache;
-        config.wish = Wish { load: options.load, entry: options.entry };
+        config.name = name_of(&options.file);
+        let protocol = options.entry_protocol;
+        config.wish = Wish { load: options.load, entry: options.entry, protocol };
         config.mode = options.mode;
+        config.machine = options.machine;
         config.registers = options.reg;
         config.cmdline = options.cmdline;
         for path in &options.initrd {
-            let archive = Payload::open(path);
-            config.initrds.push(archive.with_context(|| path.display().to_string())?);
+            let bytes = Payload::open(path).with_context(|| path.display().to_string())?;
+            config.initrds.push(kernel::File { name: name_of(path), bytes });
         }
         config.cpus = options.cpus;
         config.debug_console = options.debug_console;
@@ -54,7 +58,8 @@ pub fn image(options: Run) -> Result<u8> {
         config.image_memory = options.image_memory;
         for folder in &options.initrd_dir {
             let archive = pack(folder, config.memory.total()).context("--initrd-dir")?;
-            config.initrds.push(Payload::Memory(archive));
+            let bytes = Payload::Memory(archive);
+            config.initrds.push(kernel::File { name: name_of(folder), bytes });
         }
         Ok(config)
     };
@@ -66,6 +71,11 @@ pub fn image(options: Run) -> Result<u8> {
         _ => error,
     };
     start(build, options.limits).map_err(named)
+}
+
+/// The name of the file at `path`, without folders.
+fn name_of(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// A file that the user named for our output.

@@ -7,6 +7,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::image::{Form, Image, Layer};
+use super::load;
 use crate::arch::{self, formats};
 
 /// What an image is. Addresses are guest-physical, sizes are bytes.
@@ -24,6 +25,8 @@ pub struct Description {
     pub entry: Option<u64>,
     /// Where a PVH loader starts it.
     pub pvh_entry: Option<u64>,
+    /// What `--entry-protocol` takes, the default first; empty for an image for elsewhere.
+    pub entry_protocols: Vec<&'static str>,
     /// The first byte of memory that it takes, unless the loader chooses.
     pub load_start: Option<u64>,
     /// Memory that it takes from there.
@@ -62,6 +65,7 @@ impl Description {
             version: None,
             entry: None,
             pvh_entry: None,
+            entry_protocols: Vec::new(),
             load_start: None,
             load_len: image.bytes.len(),
             unpacked_size: image.bytes.len(),
@@ -74,9 +78,12 @@ impl Description {
             }
         }
         match &image.form {
-            Form::Flat => return Ok(description),
+            Form::Flat => {
+                description.enter(image);
+                return Ok(description);
+            }
             Form::Kernel(kernel) => description.take(kernel.facts()),
-            Form::Elf { elf, pvh_entry, kernel } => {
+            Form::Elf { elf, pvh_entry, kernel, .. } => {
                 let (start, end) = elf.load_range();
                 let known = formats::elf_architecture(elf.machine());
                 let architecture = known.map_or_else(|| elf.machine_name(), Into::into);
@@ -94,8 +101,20 @@ impl Description {
                 }
             }
         }
+        description.enter(image);
         description.version = image.version().map(|version| printable(&version));
         Ok(description)
+    }
+
+    /// Takes the ways in which this host enters the image.
+    fn enter(&mut self, image: &Image) {
+        if self.refused.is_none() {
+            let ways = (arch::RULES.ways)(image, 0);
+            self.entry_protocols = load::offered(image, &ways, &arch::RULES);
+        }
+        if self.refused.is_none() && self.entry_protocols.is_empty() {
+            self.refused = Some("there is no way to enter it".into());
+        }
     }
 
     fn take(&mut self, facts: formats::Facts) {
@@ -133,6 +152,7 @@ impl Description {
         };
         let packed = (!self.packed_in.is_empty()).then(|| self.packed_in.join(" > "));
         let runs = self.refused.as_ref().map_or("yes".into(), |reason| format!("no: {reason}"));
+        let protocols = self.entry_protocols.join(", ");
         let mut rows = vec![
             ("file", Some(printable(file))),
             ("format", Some(self.format.clone())),
@@ -141,6 +161,7 @@ impl Description {
             ("version", self.version.clone()),
             ("entry", address(self.entry)),
             ("PVH entry", address(self.pvh_entry)),
+            ("entered by", (!protocols.is_empty()).then_some(protocols)),
             ("memory", load),
             ("size", Some(sizes)),
         ];

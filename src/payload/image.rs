@@ -13,7 +13,7 @@ use super::cache::{Cache, Key};
 use super::elf;
 use super::unpack::{Compression, unpack};
 use super::{Payload, bad_image, pe, version};
-use crate::arch::formats::{HEAD, Kernel, pvh};
+use crate::arch::formats::{HEAD, Kernel, linux_note, pvh};
 
 /// What is packed more often than this is no kernel. The deepest that is in use is so twice.
 const MOST_DEPTH: usize = 3;
@@ -29,6 +29,8 @@ pub enum Form {
         pvh_entry: Option<u64>,
         /// What it is besides, for loaders of another kind.
         kernel: Option<Kernel>,
+        /// Its notes say that it is Linux.
+        is_linux: bool,
     },
     /// A kernel in a format of its own.
     Kernel(Kernel),
@@ -191,7 +193,8 @@ fn read_elf(bytes: &Payload, head: &[u8]) -> Result<Form> {
     let note = elf.note(bytes, pvh::OWNER, pvh::PHYS32_ENTRY)?;
     let pvh_entry = note.map(|note| pvh::entry(&note)).transpose()?;
     let kernel = Kernel::read_in_elf(head, bytes.len(), elf.machine())?;
-    Ok(Form::Elf { elf, pvh_entry, kernel })
+    let is_linux = elf.note(bytes, linux_note::OWNER, linux_note::BUILD_SALT)?.is_some();
+    Ok(Form::Elf { elf, pvh_entry, kernel, is_linux })
 }
 
 /// The `len` bytes at `at`, unpacked.

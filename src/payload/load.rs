@@ -1,126 +1,183 @@
 //! From a recognised image to RAM: how it starts, and where its bytes go.
+//!
+//! An image can often be entered in several ways: an ELF file at its entry or by what a boot
+//! protocol says, a packed kernel in what is packed in it or by its own unpacking. The architecture
+//! lists them, the preferred one first; the user may choose another.
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::bad_image;
 use super::image::{Form, Image, Layer};
-use crate::arch::formats::Kernel;
+use crate::board::Takes;
 use crate::memory::GuestRam;
 use crate::places::Places;
 
 /// What the user asked for, where the image leaves a choice.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wish {
     /// Where a flat binary goes (guest-physical).
     pub load: Option<u64>,
     /// Where the first vCPU starts (guest-physical).
     pub entry: Option<u64>,
+    /// The protocol by which the image is entered: a [`Way`]'s.
+    pub protocol: Option<String>,
 }
 
-/// Where a kernel in a format of its own goes, and how it starts there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Spot<M> {
+/// A part of a file that goes to RAM in one piece.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Its first byte's offset in the file.
+    pub offset: u64,
+    /// Bytes of the file.
+    pub len: u64,
+    /// Where it may go (guest-physical), the preferred place first; never empty.
+    pub starts: Vec<u64>,
+    /// Memory that it takes there, `len` included.
+    pub memory: u64,
+    /// The entry, from its start.
+    pub entry: u64,
+}
+
+/// Which bytes go to RAM, and where they are entered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The file as it is, at its first byte.
+    Flat,
+    /// The segments of an ELF file, at this guest-physical address or where its header says.
+    Elf(Option<u64>),
+    /// Parts of the file, of which the first is entered.
+    Parts(Vec<Part>),
+}
+
+/// One way to enter an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Way<M> {
+    /// What `--entry-protocol` calls it.
+    pub protocol: &'static str,
     /// The mode to start in.
     pub mode: M,
-    /// Where its first byte goes, which is its entry (guest-physical).
-    pub start: u64,
-    /// Memory that it takes from there, its file included.
-    pub len: u64,
+    /// What goes to RAM.
+    pub source: Source,
+    /// A part of the image that the protocol wants handed back.
+    pub header: Vec<u8>,
+    /// What the image can be given.
+    pub takes: Takes,
 }
 
-/// The mode for what was packed in a kernel, and what of that kernel the boot protocol hands over.
-pub type Packed<M> = (M, Vec<u8>);
-
 /// What an architecture says about images.
-pub struct Rules<M> {
-    /// The mode of a flat binary.
-    pub flat_mode: M,
+pub struct Rules<M: 'static> {
     /// Where a flat binary goes in that mode, given the start of RAM.
     pub flat_load: fn(M, u64) -> u64,
     /// The mode for an ELF file by its class (bits) and `e_machine`, if it runs here.
     pub elf_mode: fn(u8, u16) -> Option<M>,
-    /// The mode for an ELF file with a PVH note, entered where that says.
-    pub pvh_mode: Option<M>,
-    /// The mode for an ELF file that was packed in this kernel, and the part of that kernel which
-    /// its boot protocol hands over.
-    pub packed: fn(&Kernel) -> Option<Packed<M>>,
-    /// Where this kernel goes, given the start of RAM, if it runs here.
-    pub place: fn(&Kernel, u64) -> Option<Spot<M>>,
+    /// The ways to enter an image, the preferred one first, given the start of RAM. An image for
+    /// elsewhere has none.
+    pub ways: fn(&Image, u64) -> Vec<Way<M>>,
+    /// The protocols by which a kernel with another one in it is entered itself.
+    pub unpack_themselves: &'static [&'static str],
 }
 
-/// How the guest starts.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Loaded {
-    /// Where the first vCPU starts (guest-physical).
-    pub entry: u64,
-    /// What the boot protocol hands over of the image.
-    pub header: Vec<u8>,
+impl<M> Rules<M> {
+    /// False if an image that is to be entered by `protocol` has to unpack itself.
+    pub fn unpacks(&self, protocol: Option<&str>) -> bool {
+        !protocol.is_some_and(|name| self.unpack_themselves.contains(&name))
+    }
 }
 
-/// The kernel in which `image` was packed, as far as this architecture starts what is in it.
-fn packed<M>(image: &Image, rules: &Rules<M>) -> Option<Packed<M>> {
-    image.layers.iter().rev().find_map(|layer| match layer {
-        Layer::Kernel(kernel) => (rules.packed)(kernel),
-        _ => None,
-    })
-}
-
-/// The mode in which `image` starts: the one that was `asked` for, else what the image says.
-pub fn mode<M: Copy>(image: &Image, asked: Option<M>, rules: &Rules<M>) -> Result<M> {
-    let found = match &image.form {
-        Form::Flat => rules.flat_mode,
-        Form::Elf { elf, pvh_entry, .. } => {
-            let machine = elf.machine_mode(rules.elf_mode)?;
-            let pvh = rules.pvh_mode.filter(|_| pvh_entry.is_some());
-            packed(image, rules).map(|(mode, _)| mode).or(pvh).unwrap_or(machine)
-        }
-        Form::Kernel(kernel) => match (rules.place)(kernel, 0) {
-            Some(spot) => spot.mode,
+/// The way in which `image` is entered: by the protocol or in the mode that was asked for, else
+/// the one that the architecture prefers.
+pub fn choose<M: Copy + PartialEq>(
+    image: &Image,
+    ram_start: u64,
+    protocol: Option<&str>,
+    asked: Option<M>,
+    rules: &Rules<M>,
+) -> Result<Way<M>> {
+    if let Form::Elf { elf, .. } = &image.form {
+        elf.machine_mode(rules.elf_mode)?;
+    }
+    let mut ways = (rules.ways)(image, ram_start);
+    if let (Form::Kernel(kernel), true) = (&image.form, ways.is_empty()) {
+        let facts = kernel.facts();
+        match facts.refused {
+            Some(why) => bad_image!("is a {}: {why}", facts.format),
             None => {
-                let facts = kernel.facts();
                 bad_image!("is a {} for {}: it can't run here", facts.format, facts.architecture)
             }
-        },
+        }
+    }
+    let found = match (protocol, asked) {
+        (Some(name), _) => {
+            let found = ways.iter().position(|way| way.protocol == name);
+            let names = offered(image, &ways, rules).join(", ");
+            ensure!(found.is_some(), "--entry-protocol {name}: this image is entered by {names}");
+            found
+        }
+        // What knows no protocol starts in any mode.
+        (None, Some(mode)) => {
+            let bare = || ways.iter().position(|way| way.takes == Takes::Nothing);
+            ways.iter().position(|way| way.mode == mode).or_else(bare)
+        }
+        (None, None) => None,
     };
-    Ok(asked.unwrap_or(found))
+    ensure!(!ways.is_empty(), "this image can't be entered here");
+    let mut way = ways.swap_remove(found.unwrap_or(0));
+    if let Some(mode) = asked.filter(|mode| *mode != way.mode) {
+        ensure!(
+            protocol.is_none() || way.takes == Takes::Nothing,
+            "--mode: the protocol {} says in which mode it starts: leave one of both out",
+            way.protocol
+        );
+        (way.mode, way.takes) = (mode, Takes::Nothing);
+    }
+    Ok(way)
 }
 
-/// Places `image` in RAM, to be started in `mode`.
-pub fn load<M: Copy + PartialEq>(
+/// The names of the protocols by which `image` can be entered, those of its packed form included.
+pub fn offered<M>(image: &Image, ways: &[Way<M>], rules: &Rules<M>) -> Vec<&'static str> {
+    let mut names: Vec<_> = ways.iter().map(|way| way.protocol).collect();
+    if image.layers.iter().any(|layer| matches!(layer, Layer::Kernel(_))) {
+        names.extend(rules.unpack_themselves);
+    }
+    names
+}
+
+/// Places `image` in RAM, to be entered in this `way`; gives the guest-physical address of its
+/// first instruction.
+pub fn load<M: Copy>(
     image: &Image,
     ram: &GuestRam,
     places: &mut Places,
-    wish: Wish,
-    mode: M,
+    wish: &Wish,
+    way: &Way<M>,
     rules: &Rules<M>,
-) -> Result<Loaded> {
-    if wish.load.is_some() && image.form != Form::Flat {
+) -> Result<u64> {
+    if wish.load.is_some() && way.source != Source::Flat {
         bail!("--load is for flat binaries: this image says itself where it goes");
     }
     let bytes = &image.bytes;
-    let (entry, header) = match &image.form {
-        Form::Elf { elf, pvh_entry, .. } => {
+    let entry = match (&way.source, &image.form) {
+        (Source::Elf(entry), Form::Elf { elf, .. }) => {
             elf.place(bytes, ram, places)?;
-            let entry = match pvh_entry.filter(|_| rules.pvh_mode == Some(mode)) {
-                Some(entry) => entry,
-                None => elf.entry_guest_addr()?,
-            };
-            let header = packed(image, rules).map(|(_, header)| header);
-            (entry, header.unwrap_or_default())
+            entry.map_or_else(|| elf.entry_guest_addr(), Ok)?
         }
-        Form::Kernel(kernel) => {
-            let Some(spot) = (rules.place)(kernel, places.ram_start()) else {
-                bad_image!("can't be placed here");
-            };
-            places.reserve(spot.start, spot.len, "kernel")?;
-            bytes.place(ram, 0, bytes.len(), spot.start)?;
-            (spot.start, Vec::new())
+        (Source::Parts(parts), _) => {
+            let mut entry = None;
+            for part in parts {
+                let fits = part.starts.iter().find(|start| places.in_ram(**start, part.memory));
+                let start = *fits.unwrap_or(&part.starts[0]);
+                places.reserve(start, part.memory, "kernel")?;
+                bytes.place(ram, part.offset, part.len, start)?;
+                entry.get_or_insert(start + part.entry);
+            }
+            entry.context("the image has no part to be entered")?
         }
-        Form::Flat => {
-            let start = wish.load.unwrap_or_else(|| (rules.flat_load)(mode, places.ram_start()));
+        (Source::Flat | Source::Elf(_), _) => {
+            let start =
+                wish.load.unwrap_or_else(|| (rules.flat_load)(way.mode, places.ram_start()));
             places.reserve(start, bytes.len(), "image")?;
             bytes.place(ram, 0, bytes.len(), start)?;
-            (start, Vec::new())
+            start
         }
     };
     let entry = wish.entry.unwrap_or(entry);
@@ -128,5 +185,5 @@ pub fn load<M: Copy + PartialEq>(
         places.in_ram(entry, 1),
         "entry {entry:#x} lies outside RAM: choose an --entry inside it"
     );
-    Ok(Loaded { entry, header })
+    Ok(entry)
 }

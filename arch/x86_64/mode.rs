@@ -1,0 +1,79 @@
+//! The mode and the kind of machine that a guest starts in.
+
+use super::layout;
+use crate::board::Takes;
+use crate::memory::RamRange;
+
+/// The mode that a guest starts in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// 16 bits, segments of 64 KiB at 16 times their selector.
+    Real,
+    /// 32 bits, flat segments of 4 GiB, no paging.
+    Protected,
+    /// 64 bits, the first 4 GiB mapped onto themselves.
+    Long,
+    /// As above, by the 64-bit Linux boot protocol.
+    Linux,
+    /// 32 bits, by the 32-bit Linux boot protocol.
+    Linux32,
+    /// Real mode, by the 16-bit Linux boot protocol.
+    Linux16,
+    /// 32 bits, by the PVH boot protocol.
+    Pvh,
+    /// 32 bits, by the multiboot 1 protocol.
+    Multiboot,
+}
+
+impl Mode {
+    /// The modes that can be asked for, by name. The others are an image's own: `--entry-protocol`.
+    pub const NAMED: &[(&str, Self)] =
+        &[("real", Self::Real), ("protected", Self::Protected), ("long", Self::Long)];
+
+    /// What a guest that starts so expects around it. What speaks Linux's protocol without being
+    /// Linux was made for PCs: a boot loader, a memory test.
+    pub fn machine(self, takes: Takes) -> Machine {
+        match self {
+            _ if matches!(takes, Takes::Ramdisk { is_linux: false, .. }) => Machine::Pc,
+            Self::Real | Self::Protected | Self::Long => Machine::Bare,
+            Self::Linux | Self::Linux32 | Self::Pvh => Machine::Micro,
+            Self::Linux16 | Self::Multiboot => Machine::Pc,
+        }
+    }
+
+    /// RAM that belongs to a PC's firmware, as far as such a guest knows.
+    pub fn avoids(self) -> &'static [RamRange] {
+        match self {
+            Self::Real | Self::Protected | Self::Long => &[],
+            Self::Linux | Self::Linux32 | Self::Linux16 | Self::Pvh | Self::Multiboot => {
+                &[layout::FIRST_PAGE, layout::LEGACY]
+            }
+        }
+    }
+
+    pub(super) fn is_64_bit(self) -> bool {
+        matches!(self, Self::Long | Self::Linux)
+    }
+}
+
+/// The kind of machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Machine {
+    /// No interrupt controllers with one CPU: HLT ends it.
+    Bare,
+    /// Interrupt controllers and ACPI, and nothing that is old.
+    Micro,
+    /// As above, and what a PC has had since 1984: interval timer, interrupt controllers of its
+    /// time, CMOS.
+    Pc,
+}
+
+impl Machine {
+    /// The machines that can be asked for, by name.
+    pub const NAMED: &[(&str, Self)] = &[("micro", Self::Micro), ("pc", Self::Pc)];
+
+    /// True if it has interrupt controllers and ACPI tables. HLT then waits for an interrupt.
+    pub fn has_platform(self) -> bool {
+        self != Self::Bare
+    }
+}
