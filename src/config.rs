@@ -9,6 +9,7 @@ use crate::arch;
 use crate::console::Console;
 use crate::devices::debug_console::Shown;
 use crate::exit::{BusAddr, Space};
+use crate::gdb::Listener;
 use crate::memory::RamRange;
 use crate::payload::Payload;
 use crate::payload::load::Wish;
@@ -72,6 +73,8 @@ pub struct Config {
     pub max_exits: Option<u64>,
     /// Where each exit is shown, if anywhere.
     pub trace: Option<File>,
+    /// Where a debugger connects. The guest waits for it before its first instruction.
+    pub gdb: Option<Listener>,
     /// Ends the guest on SIGINT, SIGTERM, SIGHUP and SIGQUIT, with that signal as its cause.
     pub catch_signals: bool,
 }
@@ -107,6 +110,7 @@ impl Config {
             timeout: None,
             max_exits: None,
             trace: None,
+            gdb: None,
             catch_signals: false,
         }
     }

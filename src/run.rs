@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use anyhow::{Context, Result};
 
 use crate::bus::Bus;
+use crate::debug::Trap;
 use crate::exit::{BusAddr, CpuState, Exit, Stop};
 use crate::journal::{Access, Journal, Kind};
 use crate::trace::Trace;
@@ -109,20 +110,33 @@ impl Shared<'_> {
     }
 }
 
+/// Where a debugger holds a vCPU: called before its first entry and whenever it has left the guest
+/// for no device, with the trap if there was one.
+pub type Hold<'a, V> = Option<&'a dyn Fn(&mut V, Option<Trap>)>;
+
 /// Runs `vcpu`, number `index`, until it ends the machine (then with its reason) or something else
 /// does.
-pub fn run_until_stop(
-    vcpu: &mut impl Run,
+pub fn run_until_stop<V: Run>(
+    vcpu: &mut V,
     index: usize,
     shared: &Shared<'_>,
     journal: &mut Journal,
+    hold: Hold<'_, V>,
 ) -> Option<Stop> {
+    if let Some(hold) = hold {
+        hold(vcpu, None);
+    }
     while !shared.stopping.load(Ordering::Acquire) {
         let flow = match vcpu.run() {
             Ok(Exit::Write { at, width, data }) => shared.write(index, at, width, data, journal),
             Ok(Exit::Read { at, width, data }) => shared.read(index, at, width, data, journal),
-            Ok(Exit::Interrupted) => {
+            Ok(left @ (Exit::Interrupted | Exit::Trap(_))) => {
                 journal.count(Kind::Interrupted);
+                let trap = if let Exit::Trap(trap) = left { Some(trap) } else { None };
+                drop(left);
+                if let Some(hold) = hold {
+                    hold(vcpu, trap);
+                }
                 ControlFlow::Continue(())
             }
             Ok(Exit::Stop(stop)) => {
@@ -221,7 +235,7 @@ mod tests {
             exit_limit: limit.map(|limit| (AtomicU64::new(limit), limit)),
             progress: None,
         };
-        let stop = run_until_stop(&mut vcpu, 0, &shared, &mut journal);
+        let stop = run_until_stop(&mut vcpu, 0, &shared, &mut journal, None);
         let log = log.lock().unwrap().clone();
         (stop, log, journal)
     }
@@ -279,6 +293,6 @@ mod tests {
         let stopping = AtomicBool::new(true);
         let (trace, exit_limit, progress) = (None, None, None);
         let shared = Shared { bus: &bus, stopping: &stopping, trace, exit_limit, progress };
-        assert!(run_until_stop(&mut vcpu, 0, &shared, &mut Journal::new(0)).is_none());
+        assert!(run_until_stop(&mut vcpu, 0, &shared, &mut Journal::new(0), None).is_none());
     }
 }

@@ -1,18 +1,24 @@
 //! x86-64 guests: 16-bit real, 32-bit protected and 64-bit long mode, a PC's ports.
 //!
-//! Pure, tested on any host: [`layout`], [`boot`], [`cpuid`], [`registers`]. With ioctls: `kvm`.
+//! Pure, tested on any host: [`layout`], [`boot`], [`cpuid`], [`registers`], [`paging`], [`debug`]. With
+//! ioctls: `kvm` and `gdb`.
 
 pub mod acpi;
 pub mod boot;
 pub mod cpuid;
+pub mod debug;
+#[cfg(target_arch = "x86_64")]
+pub mod gdb;
 #[cfg(target_arch = "x86_64")]
 pub mod kvm;
 pub mod layout;
 pub mod linux;
+pub mod paging;
 pub mod pvh;
 pub mod registers;
 
 pub use boot::Mode;
+pub use debug::{BREAKPOINT, DebugRegisters, debug_registers};
 pub use registers::{REGISTER_NAMES, Register, register};
 
 use super::formats::Kernel;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use bivisor::config::DebugConsole;
 use bivisor::devices::debug_console::Shown;
 use bivisor::exit::{BusAddr, Space};
+use bivisor::gdb;
 use bivisor::memory::RamRange;
 
 /// A number: decimal or, after `0x`, hexadecimal; `_` between digits.
@@ -65,6 +66,22 @@ pub fn bus_addr(text: &str) -> Result<BusAddr, String> {
         _ => return Err("not port:ADDR or mmio:ADDR".into()),
     };
     Ok(BusAddr { space, addr: size(addr)? })
+}
+
+/// `tcp:PORT`, `tcp:HOST:PORT` or `unix:PATH`.
+pub fn gdb_address(text: &str) -> Result<gdb::Address, String> {
+    match text.split_once(':') {
+        Some(("unix", path)) if !path.is_empty() => Ok(gdb::Address::Unix(path.into())),
+        Some(("tcp", at)) => {
+            let (host, port) = at.rsplit_once(':').unwrap_or(("127.0.0.1", at));
+            let port: u16 = port.parse().map_err(|_| "the port is not a number up to 65535")?;
+            match host {
+                "" => Err("the host is missing (tcp:PORT listens on 127.0.0.1)".into()),
+                _ => Ok(gdb::Address::Tcp(format!("{host}:{port}"))),
+            }
+        }
+        _ => Err("not tcp:PORT, tcp:HOST:PORT or unix:PATH".into()),
+    }
 }
 
 /// `port:ADDR` or `mmio:ADDR`, then `,in=ADDR` and `,as=bytes` or `,as=numbers` if wanted.

@@ -8,6 +8,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use bivisor::config::{Config, Memory};
+use bivisor::gdb::Listener;
 use bivisor::guests;
 use bivisor::machine::Machine;
 use bivisor::outcome::{Outcome, status};
@@ -44,6 +45,7 @@ pub fn image(options: Run) -> Result<u8> {
         config.cpus = options.cpus;
         config.debug_console = options.debug_console;
         config.exit_register = options.exit_register;
+        config.gdb = options.gdb.as_ref().map(Listener::open).transpose()?;
         if let Some(size) = options.memory {
             config.memory = Memory::Size(size);
         }
@@ -94,7 +96,12 @@ fn start(build: impl FnOnce(&ConsoleOptions) -> Result<Config>, limits: Limits) 
             }
             Some(path) => Some(create(path)?),
         };
-        Machine::build(config)
+        let gdb = config.gdb.as_ref().map(|gdb| (gdb.address().to_string(), gdb.command()));
+        let machine = Machine::build(config)?;
+        if let Some((address, command)) = gdb {
+            crate::complain(&format!("waiting for gdb on {address}: {command}"));
+        }
+        Ok(machine)
     });
     match built {
         Ok(machine) => {
