@@ -132,7 +132,7 @@ mod tests {
             (0x123, vec![(0x1000, 0x2083), (0x2000, 0x3003), (0x3000, 0x83)], Some(0x123)),
             // Not canonical.
             (0x8000_0000_0000, vec![(0x1800, 0x2003), (0x2000, 0x83)], None),
-            (0x7fff_8123_4567, vec![(0x17f8, 0x2003), (0x2ff0, 0x83)], None),
+            (0x7fff_8123_4567, vec![(0x17f8, 0x2003), (0x2ff0, 0x83)], Some(0x0123_4567)),
         ] {
             assert_eq!(translate(LONG, linear, &entries), expected, "{linear:#x} {entries:x?}");
         }

@@ -166,6 +166,25 @@ mod tests {
     }
 
     #[test]
+    fn gdb_addresses() {
+        let tcp = |at: &str| Ok(gdb::Address::Tcp(at.into()));
+        for (text, expected) in [
+            ("tcp:1234", tcp("127.0.0.1:1234")),
+            ("tcp:0.0.0.0:1", tcp("0.0.0.0:1")),
+            ("tcp:[::1]:1234", tcp("[::1]:1234")),
+            ("unix:a:b", Ok(gdb::Address::Unix("a:b".into()))),
+            ("tcp:65536", Err(())),
+            ("tcp:host:", Err(())),
+            ("tcp::1", Err(())),
+            ("unix:", Err(())),
+            (":1234", Err(())),
+            ("", Err(())),
+        ] {
+            assert_eq!(gdb_address(text).map_err(|_| ()), expected, "{text}");
+        }
+    }
+
+    #[test]
     fn debug_consoles() {
         let at = BusAddr::memory(0x8000);
         for (text, expected) in [
