@@ -111,7 +111,7 @@ impl Paging {
 impl Half {
     /// The address in a descriptor, from bit `low` up.
     fn address(&self, descriptor: u64, low: u32) -> u64 {
-        let field = |bits: u32| descriptor & (1 << bits) - 1 & !((1 << low) - 1);
+        let field = |bits: u32| descriptor & ((1 << bits) - 1) & !((1 << low) - 1);
         match self.wide {
             Wide::No => field(48),
             Wide::Bits15To12 => field(48) | (descriptor >> 12 & 0xf) << 48,

@@ -209,7 +209,7 @@ impl MultiThreadBase for Target<'_> {
         for (offset, len) in Self::pieces(start, data.len()) {
             let at = self.translate(vcpu(tid), start + offset as u64).map_err(refused)?;
             let piece = &mut data[offset..offset + len];
-            if !at.is_some_and(|at| self.patches.read(&self.ram, piece, at).is_ok()) {
+            if at.is_none_or(|at| self.patches.read(&self.ram, piece, at).is_err()) {
                 break;
             }
             done = offset + len;
