@@ -41,6 +41,8 @@ const CODE_LEN: usize = 16;
 
 /// Who ended the machine and why; the first one counts.
 pub(crate) struct Ending<'a> {
+    /// The guest must not end by itself.
+    expects: bool,
     first: Mutex<Option<(Stop, Option<usize>)>>,
     stopping: &'a AtomicBool,
     stopped: &'a EventFd,
@@ -51,7 +53,8 @@ impl Ending<'_> {
     pub(crate) fn end(&self, stop: Stop, vcpu: Option<usize>) {
         let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
         if first.is_none() {
-            *first = Some((stop, vcpu));
+            let unshown = self.expects && stop.status() == 0 && !matches!(stop, Stop::Expected);
+            *first = Some((if unshown { Stop::Unshown(stop.word()) } else { stop }, vcpu));
             self.stopping.store(true, Ordering::Release);
             // A full counter (EAGAIN) is readable too.
             let _ = self.stopped.write(1);
@@ -78,8 +81,12 @@ impl Machine {
             caught.extend(PAUSING_SIGNALS);
         }
         let signals = self.catch_signals.then(|| sys::signal_fd(&caught)).transpose();
-        let ending =
-            Ending { first: Mutex::new(None), stopping: &self.stopping, stopped: &self.stopped };
+        let ending = Ending {
+            expects: self.expects,
+            first: Mutex::new(None),
+            stopping: &self.stopping,
+            stopped: &self.stopped,
+        };
         let signals = signals.context("watch for signals").unwrap_or_else(|error| {
             ending.end(Stop::Failed(error), None);
             None
@@ -165,9 +172,6 @@ impl Machine {
             && !matches!(stop, Stop::Failed(_))
         {
             stop = Stop::Failed(error);
-        }
-        if self.expects && stop.status() == 0 && !matches!(stop, Stop::Expected) {
-            stop = Stop::Unshown(stop.word());
         }
         let cpus = match stop.shows_cpus() {
             true => self.cpu_reports(&stop, vcpu, &journals),

@@ -169,6 +169,7 @@ mod tests {
         Write(BusAddr, usize, &'static [u8]),
         Read(BusAddr, usize, usize),
         Interrupted,
+        Trap,
         PowerOff,
         Fail,
     }
@@ -190,6 +191,7 @@ mod tests {
                     Exit::Read { at, width, data: &mut self.buffer }
                 }
                 Step::Interrupted => Exit::Interrupted,
+                Step::Trap => Exit::Trap(Trap::Step),
                 Step::PowerOff => Exit::Stop(Stop::PowerOff),
                 Step::Fail => anyhow::bail!("no such vCPU"),
             })
@@ -284,6 +286,21 @@ mod tests {
     fn an_error_of_the_host_ends_the_run_with_its_words() {
         let (stop, ..) = play(vec![Step::Fail], None);
         assert!(matches!(stop, Some(Stop::Failed(e)) if e.to_string() == "no such vCPU"));
+    }
+
+    #[test]
+    fn a_debugger_holds_a_vcpu_before_its_first_entry_and_whenever_no_device_is_meant() {
+        let steps = [Step::Trap, Step::Write(NOWHERE, 1, b"x"), Step::Interrupted, Step::PowerOff];
+        let mut vcpu = Script { steps: steps.into(), buffer: vec![], log: Arc::default() };
+        let bus = Bus::default();
+        let stopping = AtomicBool::new(false);
+        let (trace, exit_limit, progress) = (None, None, None);
+        let shared = Shared { bus: &bus, stopping: &stopping, trace, exit_limit, progress };
+        let held = Mutex::new(Vec::new());
+        let hold = |vcpu: &mut Script, trap| held.lock().unwrap().push((vcpu.steps.len(), trap));
+        let stop = run_until_stop(&mut vcpu, 0, &shared, &mut Journal::new(0), Some(&hold));
+        assert!(matches!(stop, Some(Stop::PowerOff)));
+        assert_eq!(*held.lock().unwrap(), [(4, None), (3, Some(Trap::Step)), (1, None)]);
     }
 
     #[test]

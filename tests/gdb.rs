@@ -55,7 +55,7 @@ impl Gdb {
                 byte => text.push(byte.into()),
             }
         }
-        (self.byte(), self.byte());
+        let _sum = [self.byte(), self.byte()];
         // Nobody is left to hear it after the last one.
         let _ = self.0.write_all(b"+");
         text
@@ -181,6 +181,9 @@ fn the_end_of_the_guest_is_told() {
     let mut gdb = debugged.connect();
     assert_eq!(gdb.ask("vCont;c"), "W00");
     assert_end(&debugged.end(), 0, HELLO);
+    let debugged = Debugged::new("hello", "--expect never");
+    assert_eq!(debugged.connect().ask("vCont;c"), "W79");
+    assert_eq!(debugged.end().status, 121);
     let debugged = Debugged::new("hello", "--max-exits 1");
     let mut gdb = debugged.connect();
     assert_eq!(gdb.ask("vCont;c"), "W7c");
@@ -324,6 +327,12 @@ fn a_guest_goes_on_when_gdb_is_gone_and_another_may_come() {
     let mut gdb = debugged.connect();
     gdb.0.write_all(&[b'$'; 10_000]).unwrap();
     drop(gdb);
+    // More than a packet of ours may hold.
+    let mut gdb = debugged.connect();
+    gdb.send(&format!("m{:x},2000000", MACHINE.load));
+    let mut answer = Vec::new();
+    let read = gdb.0.read_to_end(&mut answer);
+    assert!(read.is_ok() && answer.len() < 100_000, "{read:?} {}", answer.len());
     debugged.connect().send("k");
     assert_end(&debugged.end(), 137, "");
 }
