@@ -19,11 +19,11 @@ mod x86_64;
 
 cfg_if::cfg_if! {
     if #[cfg(target_arch = "x86_64")] {
-        pub use x86_64::{kvm::*, layout, *};
+        pub use x86_64::{gdb::*, kvm::*, layout, *};
         #[path = "../guests/x86_64/mod.rs"]
         pub mod guests;
     } else if #[cfg(target_arch = "aarch64")] {
-        pub use aarch64::{kvm::*, layout, *};
+        pub use aarch64::{gdb::*, kvm::*, layout, *};
         #[path = "../guests/aarch64/mod.rs"]
         pub mod guests;
     } else {
@@ -35,11 +35,13 @@ cfg_if::cfg_if! {
 /// its type. A missing or mistyped name fails here and not in the core.
 mod contract {
     use anyhow::Result;
+    use gdbstub::arch::Arch;
     use kvm_ioctls::{Kvm, VmFd};
     use vmm_sys_util::eventfd::EventFd;
 
     use super::*;
     use crate::board::{Board, Extra, Finding, Start, StopRegister, Takes};
+    use crate::debug::{Hardware, Slots, Trap};
     use crate::exit::BusAddr;
     use crate::kick::Kick;
     use crate::layout_check::Region;
@@ -106,6 +108,32 @@ mod contract {
     const _: fn(&mut Vcpu) -> Kick = Vcpu::kick;
     const fn runs<T: Run + Send>() {}
     const _: () = runs::<Vcpu>();
+
+    // What a debugger needs.
+    /// What gdb is told about registers.
+    const fn describes<T: Arch<Usize = u64, BreakpointKind = usize>>() {}
+    const _: () = describes::<GdbArch>();
+    type Registers = <GdbArch as Arch>::Registers;
+    /// All registers that gdb shows, read and written.
+    const _: fn(&Vcpu) -> Result<Registers> = Vcpu::gdb_registers;
+    const _: fn(&Vcpu, &Registers) -> Result<()> = Vcpu::set_gdb_registers;
+    /// The virtual address of the next instruction.
+    const _: fn(&Vcpu) -> Result<u64> = Vcpu::code_address;
+    /// The guest-physical address of a virtual one, if it is mapped.
+    const _: fn(&Vcpu, &GuestRam, u64) -> Result<Option<u64>> = Vcpu::translate;
+    /// The instruction that is a breakpoint. Where one can stand is aligned to its length.
+    const _: &[u8] = BREAKPOINT;
+    /// Makes code that was written at a guest-physical address visible to the guest.
+    const _: fn(&GuestRam, u64, usize) = code_written;
+    /// Debug registers that KVM lets us use.
+    const _: fn(&Kvm, &VmFd) -> Slots = debug_slots;
+    /// The debug registers that wait for all of this, if there are enough.
+    const _: fn(&[Hardware], Slots) -> Option<DebugRegisters> = debug_registers;
+    /// Has the vCPU stop after one instruction (the first flag), at [`BREAKPOINT`] (the second) and
+    /// for what the registers wait for. Those of the default wait for nothing.
+    const _: fn(&mut Vcpu, bool, bool, &DebugRegisters) -> Result<()> = Vcpu::debug;
+    /// Gives the guest what caused a trap and was meant for it; only right after that trap.
+    const _: fn(&mut Vcpu, Trap) -> Result<()> = Vcpu::give_back;
 
     /// What only this architecture's hosts have to tell.
     const _: fn(&Kvm) -> Vec<Finding> = findings;

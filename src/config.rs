@@ -9,6 +9,7 @@ use crate::arch;
 use crate::console::Console;
 use crate::devices::debug_console::Shown;
 use crate::exit::{BusAddr, Space};
+use crate::gdb::Listener;
 use crate::kernel::File;
 use crate::memory::{ImageMemory, RamRange};
 use crate::payload::Payload;
@@ -91,6 +92,8 @@ pub struct Config {
     pub max_exits: Option<u64>,
     /// Where each exit is shown, if anywhere.
     pub trace: Option<fs::File>,
+    /// Where a debugger connects. The guest waits for it before its first instruction.
+    pub gdb: Option<Listener>,
     /// Ends the guest on SIGINT, SIGTERM, SIGHUP and SIGQUIT, with that signal as its cause.
     pub catch_signals: bool,
 }
@@ -134,6 +137,7 @@ impl Config {
             timeout: None,
             max_exits: None,
             trace: None,
+            gdb: None,
             catch_signals: false,
         }
     }

@@ -16,12 +16,14 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::Vcpu;
 use crate::console::{Output, PATIENCE};
+use crate::debug::Trap;
 use crate::exit::{Crash, Stop};
+use crate::gdb::{Debugger, Session};
 use crate::journal::{Counts, Journal};
 use crate::kick::Kick;
 use crate::machine::Machine;
 use crate::outcome::{CpuReport, Outcome};
-use crate::run::{Run, Shared, run_until_stop};
+use crate::run::{Hold, Run, Shared, run_until_stop};
 use crate::{sys, terminal};
 
 /// Signals that end a guest.
@@ -38,17 +40,21 @@ const KICK_AGAIN: Duration = Duration::from_millis(5);
 const CODE_LEN: usize = 16;
 
 /// Who ended the machine and why; the first one counts.
-struct Ending<'a> {
+pub(crate) struct Ending<'a> {
+    /// The guest must not end by itself.
+    expects: bool,
     first: Mutex<Option<(Stop, Option<usize>)>>,
     stopping: &'a AtomicBool,
     stopped: &'a EventFd,
 }
 
 impl Ending<'_> {
-    fn end(&self, stop: Stop, vcpu: Option<usize>) {
+    /// Ends the machine, unless something else has.
+    pub(crate) fn end(&self, stop: Stop, vcpu: Option<usize>) {
         let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
         if first.is_none() {
-            *first = Some((stop, vcpu));
+            let unshown = self.expects && stop.status() == 0 && !matches!(stop, Stop::Expected);
+            *first = Some((if unshown { Stop::Unshown(stop.word()) } else { stop }, vcpu));
             self.stopping.store(true, Ordering::Release);
             // A full counter (EAGAIN) is readable too.
             let _ = self.stopped.write(1);
@@ -57,6 +63,12 @@ impl Ending<'_> {
 
     fn is_over(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
+    }
+
+    /// The process status that the end gives, once there is one.
+    pub(crate) fn status(&self) -> Option<u8> {
+        let first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
+        first.as_ref().map(|(stop, _)| stop.status())
     }
 }
 
@@ -69,8 +81,12 @@ impl Machine {
             caught.extend(PAUSING_SIGNALS);
         }
         let signals = self.catch_signals.then(|| sys::signal_fd(&caught)).transpose();
-        let ending =
-            Ending { first: Mutex::new(None), stopping: &self.stopping, stopped: &self.stopped };
+        let ending = Ending {
+            expects: self.expects,
+            first: Mutex::new(None),
+            stopping: &self.stopping,
+            stopped: &self.stopped,
+        };
         let signals = signals.context("watch for signals").unwrap_or_else(|error| {
             ending.end(Stop::Failed(error), None);
             None
@@ -86,15 +102,26 @@ impl Machine {
         let mut journals = vec![Journal::new(self.bus.len()); self.vcpus.len()];
         let kicks: Vec<Kick> = self.vcpus.iter_mut().map(Vcpu::kick).collect();
         let running = AtomicUsize::new(0);
+        let debugger = self.debugger.take();
+        let (crew, seats) =
+            debugger.as_ref().map(|debugger| debugger.crew(&kicks, &self.stopping)).unzip();
+        let mut seats = seats.unwrap_or_default().into_iter();
         thread::scope(|scope| {
             for (index, ((vcpu, journal), kick)) in
                 self.vcpus.iter_mut().zip(&mut journals).zip(&kicks).enumerate()
             {
                 running.fetch_add(1, Ordering::AcqRel);
                 let (ending, shared, running, wake) = (&ending, &shared, &running, &self.wake);
+                let seat = seats.next();
                 let body = move || {
                     kick.enter();
-                    if let Some(stop) = run_until_stop(vcpu, index, shared, journal) {
+                    let hold = |vcpu: &mut Vcpu, trap: Option<Trap>| {
+                        if let Some(seat) = &seat {
+                            seat.hold(vcpu, trap);
+                        }
+                    };
+                    let hold: Hold<'_, Vcpu> = seat.is_some().then_some(&hold);
+                    if let Some(stop) = run_until_stop(vcpu, index, shared, journal, hold) {
                         ending.end(stop, Some(index));
                     }
                     // Only then, so that the event loop never sees all threads gone for no reason.
@@ -110,6 +137,14 @@ impl Machine {
                     break;
                 }
             }
+            if let Some((debugger, crew)) = debugger.as_ref().zip(crew) {
+                let session = Session::new(debugger, crew, &self.ram, &ending, &self.stopped);
+                let builder = thread::Builder::new().name("gdb".into());
+                if let Err(error) = builder.spawn_scoped(scope, move || session.run()) {
+                    let error = anyhow::Error::new(error).context("start the debugger");
+                    ending.end(Stop::Failed(error), None);
+                }
+            }
             let deadline = self.timeout.map(|timeout| (began + timeout, timeout));
             let stall = self.no_progress.map(|limit| Stall::new(limit, &progress, began));
             let wait = Wait {
@@ -118,9 +153,12 @@ impl Machine {
                 running: &running,
                 output: &self.output,
                 wake: &self.wake,
+                debugger: debugger.as_ref(),
             };
             wait.run(signals.as_ref(), deadline, stall);
         });
+        // It borrows what is taken apart below.
+        drop(seats);
         self.input.stop();
         let run_time = began.elapsed();
 
@@ -139,9 +177,6 @@ impl Machine {
             && let Some(loss) = self.ram.loss()
         {
             stop = Stop::Crash(Crash::new(loss));
-        }
-        if self.expects && stop.status() == 0 && !matches!(stop, Stop::Expected) {
-            stop = Stop::Unshown(stop.word());
         }
         let cpus = match stop.shows_cpus() {
             true => self.cpu_reports(&stop, vcpu, &journals),
@@ -214,6 +249,7 @@ struct Wait<'a> {
     running: &'a AtomicUsize,
     output: &'a Output,
     wake: &'a EventFd,
+    debugger: Option<&'a Debugger>,
 }
 
 impl Wait<'_> {
@@ -285,6 +321,11 @@ impl Wait<'_> {
                     // Time that the guest did not have.
                     stall.seen.1 = Instant::now();
                 }
+            }
+            if let Some(stall) = stall.as_mut()
+                && self.debugger.is_some_and(Debugger::holds)
+            {
+                stall.seen.1 = Instant::now();
             }
             if let Some(stall) = stall.as_mut().filter(|_| !over)
                 && stall.is_over(Instant::now())

@@ -8,6 +8,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::debug::Trap;
+
 /// Which of KVM's two device address spaces an access names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Space {
@@ -74,6 +76,8 @@ pub enum Exit<'a> {
     Stop(Stop),
     /// A signal or a kick arrived: look at the flags and run again.
     Interrupted,
+    /// The debugger's.
+    Trap(Trap),
 }
 
 /// Why a machine stopped.

@@ -51,6 +51,13 @@ impl Kick {
             sys::signal_thread(thread, SIGRTMIN());
         }
     }
+
+    /// Lets the vCPU, which has noticed the kick, enter the guest again.
+    pub fn settle(&self) {
+        // SAFETY: valid by the promise of `new`, and only ever accessed atomically here.
+        let immediate_exit = unsafe { &*self.immediate_exit };
+        immediate_exit.store(0, Ordering::Release);
+    }
 }
 
 /// Installs the handler of the signal that [`Kick::kick`] sends: it does nothing but interrupt.

@@ -11,6 +11,7 @@
 //! - `arch`: everything that differs between architectures, behind one pinned contract
 //! - [`machine`]: builds a machine in the one right order
 //! - [`event_loop`]: its threads, and what ends it; [`kick`]: makes a vCPU leave the guest
+//! - [`gdb`]: a debugger at the guest; [`debug`]: the vocabulary that it speaks with architectures
 //! - [`run`]: the run loop of one vCPU; [`exit`]: the vocabulary that it speaks
 //! - [`bus`]: addresses to devices; [`devices`]; [`irq`]: their interrupt lines
 //! - [`console`]: the host's side of the guest's console; [`terminal`]: raw and as it was
@@ -37,9 +38,11 @@ pub mod board;
 pub mod bus;
 pub mod config;
 pub mod console;
+pub mod debug;
 pub mod devices;
 pub mod event_loop;
 pub mod exit;
+pub mod gdb;
 pub mod host;
 pub mod host_memory;
 pub mod irq;

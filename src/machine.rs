@@ -27,6 +27,7 @@ use crate::devices::pl011::{self, Pl011};
 use crate::devices::rtc::{self, Pl031};
 use crate::devices::serial::{self, Serial};
 use crate::exit::{BusAddr, Space};
+use crate::gdb::Debugger;
 use crate::irq::Irq;
 use crate::kernel::Given;
 use crate::memory::{GuestRam, RamRange, check_ranges};
@@ -64,6 +65,7 @@ pub struct Machine {
     pub(crate) vcpus: Vec<arch::Vcpu>,
     _chips: arch::Chips,
     _vm: VmFd,
+    pub(crate) debugger: Option<Debugger>,
     pub(crate) ram: GuestRam,
     pub(crate) bus: Bus,
     pub(crate) output: Arc<Output>,
@@ -149,10 +151,13 @@ impl Machine {
             arch::wire_console(&vm, line)?;
         }
         kick::install_handler()?;
+        let debugger = |listener| Debugger::new(listener, arch::debug_slots(&kvm, &vm));
+        let debugger = config.gdb.map(debugger).transpose()?;
         Ok(Self {
             vcpus,
             _chips: chips,
             _vm: vm,
+            debugger,
             ram,
             bus,
             output,

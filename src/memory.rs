@@ -194,6 +194,13 @@ impl GuestRam {
         all.iter().find_map(Mapped::loss)
     }
 
+    /// Fills `bytes` from `guest_addr`.
+    pub fn read(&self, bytes: &mut [u8], guest_addr: u64) -> Result<()> {
+        self.memory
+            .read_slice(bytes, GuestAddress(guest_addr))
+            .with_context(|| format!("read {} bytes at {guest_addr:#x}", bytes.len()))
+    }
+
     /// Reads `len` bytes from `source` straight into RAM at `guest_addr`.
     pub fn fill(&self, source: &mut impl ReadVolatile, guest_addr: u64, len: u64) -> Result<()> {
         self.memory.read_exact_volatile_from(GuestAddress(guest_addr), source, len as usize)?;

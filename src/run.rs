@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use anyhow::{Context, Result};
 
 use crate::bus::Bus;
+use crate::debug::Trap;
 use crate::exit::{BusAddr, CpuState, Exit, Stop};
 use crate::journal::{Access, Journal, Kind};
 use crate::trace::Trace;
@@ -109,20 +110,33 @@ impl Shared<'_> {
     }
 }
 
+/// Where a debugger holds a vCPU: called before its first entry and whenever it has left the guest
+/// for no device, with the trap if there was one.
+pub type Hold<'a, V> = Option<&'a dyn Fn(&mut V, Option<Trap>)>;
+
 /// Runs `vcpu`, number `index`, until it ends the machine (then with its reason) or something else
 /// does.
-pub fn run_until_stop(
-    vcpu: &mut impl Run,
+pub fn run_until_stop<V: Run>(
+    vcpu: &mut V,
     index: usize,
     shared: &Shared<'_>,
     journal: &mut Journal,
+    hold: Hold<'_, V>,
 ) -> Option<Stop> {
+    if let Some(hold) = hold {
+        hold(vcpu, None);
+    }
     while !shared.stopping.load(Ordering::Acquire) {
         let flow = match vcpu.run() {
             Ok(Exit::Write { at, width, data }) => shared.write(index, at, width, data, journal),
             Ok(Exit::Read { at, width, data }) => shared.read(index, at, width, data, journal),
-            Ok(Exit::Interrupted) => {
+            Ok(left @ (Exit::Interrupted | Exit::Trap(_))) => {
                 journal.count(Kind::Interrupted);
+                let trap = if let Exit::Trap(trap) = left { Some(trap) } else { None };
+                drop(left);
+                if let Some(hold) = hold {
+                    hold(vcpu, trap);
+                }
                 ControlFlow::Continue(())
             }
             Ok(Exit::Stop(stop)) => {
@@ -155,6 +169,7 @@ mod tests {
         Write(BusAddr, usize, &'static [u8]),
         Read(BusAddr, usize, usize),
         Interrupted,
+        Trap,
         PowerOff,
         Fail,
     }
@@ -176,6 +191,7 @@ mod tests {
                     Exit::Read { at, width, data: &mut self.buffer }
                 }
                 Step::Interrupted => Exit::Interrupted,
+                Step::Trap => Exit::Trap(Trap::Step),
                 Step::PowerOff => Exit::Stop(Stop::PowerOff),
                 Step::Fail => anyhow::bail!("no such vCPU"),
             })
@@ -221,7 +237,7 @@ mod tests {
             exit_limit: limit.map(|limit| (AtomicU64::new(limit), limit)),
             progress: None,
         };
-        let stop = run_until_stop(&mut vcpu, 0, &shared, &mut journal);
+        let stop = run_until_stop(&mut vcpu, 0, &shared, &mut journal, None);
         let log = log.lock().unwrap().clone();
         (stop, log, journal)
     }
@@ -273,12 +289,27 @@ mod tests {
     }
 
     #[test]
+    fn a_debugger_holds_a_vcpu_before_its_first_entry_and_whenever_no_device_is_meant() {
+        let steps = [Step::Trap, Step::Write(NOWHERE, 1, b"x"), Step::Interrupted, Step::PowerOff];
+        let mut vcpu = Script { steps: steps.into(), buffer: vec![], log: Arc::default() };
+        let bus = Bus::default();
+        let stopping = AtomicBool::new(false);
+        let (trace, exit_limit, progress) = (None, None, None);
+        let shared = Shared { bus: &bus, stopping: &stopping, trace, exit_limit, progress };
+        let held = Mutex::new(Vec::new());
+        let hold = |vcpu: &mut Script, trap| held.lock().unwrap().push((vcpu.steps.len(), trap));
+        let stop = run_until_stop(&mut vcpu, 0, &shared, &mut Journal::new(0), Some(&hold));
+        assert!(matches!(stop, Some(Stop::PowerOff)));
+        assert_eq!(*held.lock().unwrap(), [(4, None), (3, Some(Trap::Step)), (1, None)]);
+    }
+
+    #[test]
     fn a_vcpu_that_is_told_to_stop_does_not_enter_the_guest_again() {
         let bus = Bus::default();
         let mut vcpu = Script { steps: VecDeque::new(), buffer: vec![], log: Arc::default() };
         let stopping = AtomicBool::new(true);
         let (trace, exit_limit, progress) = (None, None, None);
         let shared = Shared { bus: &bus, stopping: &stopping, trace, exit_limit, progress };
-        assert!(run_until_stop(&mut vcpu, 0, &shared, &mut Journal::new(0)).is_none());
+        assert!(run_until_stop(&mut vcpu, 0, &shared, &mut Journal::new(0), None).is_none());
     }
 }

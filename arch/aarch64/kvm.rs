@@ -20,7 +20,7 @@ use super::fdt::device_tree;
 use super::gic::Chip;
 use super::mode::{Machine, Mode, PSTATE_EL1H, SCTLR_M, mode_name};
 use super::registers::{self, Register, x};
-use super::{layout, vectors};
+use super::{debug, layout, vectors};
 use crate::arch::run_page::RunPage;
 use crate::board::{Board, Finding, Start};
 use crate::exit::{CpuState, Crash, Exit, Stop};
@@ -175,8 +175,10 @@ fn write_fdt(ram: &GuestRam, blob: &[u8], guest_addr: u64) -> Result<()> {
 
 /// One vCPU.
 pub struct Vcpu {
-    fd: VcpuFd,
+    pub(super) fd: VcpuFd,
     page: RunPage,
+    /// The syndrome of the last debug exception.
+    pub(super) syndrome: u32,
 }
 
 impl Vcpu {
@@ -185,7 +187,7 @@ impl Vcpu {
     pub fn new(vm: &VmFd, chips: &Chips, index: usize, entry: &Entry) -> Result<Self> {
         let mut fd = vm.create_vcpu(index as u64)?;
         let page = RunPage::new(&mut fd);
-        let vcpu = Self { fd, page };
+        let vcpu = Self { fd, page, syndrome: 0 };
         let mut init = chips.target;
         if index > 0 {
             init.features[0] |= 1 << KVM_ARM_VCPU_POWER_OFF;
@@ -193,9 +195,7 @@ impl Vcpu {
         vcpu.fd.vcpu_init(&init).context("initialise it")?;
         if index == 0 {
             for (id, value) in &entry.0 {
-                vcpu.fd
-                    .set_one_reg(*id, &value.to_le_bytes())
-                    .with_context(|| format!("write register {id:#x}"))?;
+                vcpu.write_register(*id, &value.to_le_bytes())?;
             }
         }
         Ok(vcpu)
@@ -206,10 +206,22 @@ impl Vcpu {
         self.page.kick()
     }
 
-    fn register(&self, id: u64) -> Result<u64> {
-        let mut bytes = [0; 8];
+    /// The register with this id, of 64 bits.
+    pub(super) fn register(&self, id: u64) -> Result<u64> {
+        self.read_register(id).map(u64::from_le_bytes)
+    }
+
+    /// The register with this id, of `N` bytes.
+    pub(super) fn read_register<const N: usize>(&self, id: u64) -> Result<[u8; N]> {
+        let mut bytes = [0; N];
         self.fd.get_one_reg(id, &mut bytes).with_context(|| format!("read register {id:#x}"))?;
-        Ok(u64::from_le_bytes(bytes))
+        Ok(bytes)
+    }
+
+    /// Sets the register with this id.
+    pub(super) fn write_register(&self, id: u64, bytes: &[u8]) -> Result<()> {
+        self.fd.set_one_reg(id, bytes).with_context(|| format!("write register {id:#x}"))?;
+        Ok(())
     }
 }
 
@@ -240,6 +252,10 @@ impl Run for Vcpu {
             Ok(VcpuExit::MmioRead(addr, _)) if let Some(what) = vectors::unhandled(addr) => {
                 let reason = format!("{what} that the guest does not handle (it set no VBAR_EL1)");
                 Exit::Stop(Stop::Crash(Crash::new(reason)))
+            }
+            Ok(VcpuExit::Debug(told)) => {
+                self.syndrome = told.hsr;
+                Exit::Trap(debug::trap(told.hsr, told.far))
             }
             // What NISV is without its capability.
             Err(error) if error.errno() == libc::ENOSYS => {

@@ -1,18 +1,23 @@
 //! aarch64 guests: EL1, the memory map of QEMU's `virt` board, PSCI, a device tree.
 //!
-//! Pure, tested on any host: [`layout`], [`registers`], [`fdt`], [`mode`], [`vectors`]. With ioctls: `kvm` and
-//! `gic`.
+//! Pure, tested on any host: [`layout`], [`registers`], [`fdt`], [`mode`], [`vectors`],
+//! [`paging`], [`debug`]. With ioctls: `kvm`, `gdb` and `gic`.
 
+pub mod debug;
 pub mod fdt;
+#[cfg(target_arch = "aarch64")]
+pub mod gdb;
 #[cfg(target_arch = "aarch64")]
 mod gic;
 #[cfg(target_arch = "aarch64")]
 pub mod kvm;
 pub mod layout;
 pub mod mode;
+pub mod paging;
 pub mod registers;
 pub mod vectors;
 
+pub use debug::{BREAKPOINT, DebugRegisters, debug_registers};
 pub use mode::{Machine, Mode};
 pub use registers::{REGISTER_NAMES, Register, register};
 

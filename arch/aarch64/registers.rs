@@ -34,6 +34,28 @@ pub const PSTATE: u64 = core(33 * 8);
 pub const SP_EL1: u64 = core(34 * 8);
 /// ELR_EL1: where the last exception came from.
 pub const ELR_EL1: u64 = core(35 * 8);
+/// SPSR_EL1: the processor state before the last exception.
+pub const SPSR_EL1: u64 = core(36 * 8);
+
+/// `KVM_REG_SIZE_U32` and `KVM_REG_SIZE_U128` instead of `KVM_REG_SIZE_U64`.
+const U64_TO_U32: u64 = 0x0010_0000_0000_0000;
+const U64_TO_U128: u64 = 0x0010_0000_0000_0000;
+/// Byte offset of `struct user_fpsimd_state` in `struct kvm_regs`: after five SPSRs, aligned to 16.
+const FP_REGS: u64 = 336;
+
+/// Floating-point register v`n`.
+pub const fn v(n: u64) -> u64 {
+    core(FP_REGS + 16 * n) + U64_TO_U128
+}
+/// Floating-point status.
+pub const FPSR: u64 = core(FP_REGS + 32 * 16) - U64_TO_U32;
+/// Floating-point control.
+pub const FPCR: u64 = core(FP_REGS + 32 * 16 + 4) - U64_TO_U32;
+
+/// Translation tables and their control.
+pub const TTBR0_EL1: u64 = system(3, 0, 2, 0, 0);
+pub const TTBR1_EL1: u64 = system(3, 0, 2, 0, 1);
+pub const TCR_EL1: u64 = system(3, 0, 2, 0, 2);
 /// System control: is the MMU on?
 pub const SCTLR_EL1: u64 = system(3, 0, 1, 0, 0);
 
@@ -83,8 +105,8 @@ pub fn shown() -> impl Iterator<Item = (&'static str, u64)> {
         ("far_el1", system(3, 0, 6, 0, 0)),
         ("vbar_el1", VBAR_EL1),
         ("sctlr_el1", SCTLR_EL1),
-        ("ttbr0_el1", system(3, 0, 2, 0, 0)),
-        ("ttbr1_el1", system(3, 0, 2, 0, 1)),
+        ("ttbr0_el1", TTBR0_EL1),
+        ("ttbr1_el1", TTBR1_EL1),
     ];
     let general = GENERAL.into_iter().enumerate().map(|(n, name)| (name, x(n as u64)));
     general.chain(REST)
@@ -103,6 +125,11 @@ mod tests {
             (PC, 0x6030_0000_0010_0040),
             (PSTATE, 0x6030_0000_0010_0042),
             (SP_EL1, 0x6030_0000_0010_0044),
+            (SPSR_EL1, 0x6030_0000_0010_0048),
+            (v(0), 0x6040_0000_0010_0054),
+            (v(31), 0x6040_0000_0010_00d0),
+            (FPSR, 0x6020_0000_0010_00d4),
+            (FPCR, 0x6020_0000_0010_00d5),
             // MPIDR_EL1, the kernel's own example.
             (system(3, 0, 0, 0, 5), 0x6030_0000_0013_c005),
         ] {

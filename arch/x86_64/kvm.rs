@@ -10,7 +10,8 @@ use anyhow::{Context, Result, ensure};
 use kvm_bindings::{
     CpuId, KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_HALTED,
     KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_UNINITIALIZED, KVM_PIT_SPEAKER_DUMMY, Msrs,
-    kvm_enable_cap, kvm_msr_entry, kvm_pit_config, kvm_regs, kvm_segment, kvm_sregs,
+    kvm_enable_cap, kvm_guest_debug, kvm_msr_entry, kvm_pit_config, kvm_regs, kvm_segment,
+    kvm_sregs,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
@@ -18,7 +19,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::boot::{FirstState, Segment, first_state};
 use super::mode::{Machine, Mode};
 use super::registers::{GENERAL, RFLAGS, RIP, Register};
-use super::{cpuid, layout};
+use super::{cpuid, debug, layout};
 use crate::arch::run_page::RunPage;
 use crate::board::{Board, Finding, Start};
 use crate::exit::{BusAddr, CpuState, Crash, Exit, Stop};
@@ -121,8 +122,10 @@ pub fn prepare(
 
 /// One vCPU.
 pub struct Vcpu {
-    fd: VcpuFd,
+    pub(super) fd: VcpuFd,
     page: RunPage,
+    /// What a debugger last asked for.
+    pub(super) debug: kvm_guest_debug,
 }
 
 impl Vcpu {
@@ -131,7 +134,7 @@ impl Vcpu {
     pub fn new(vm: &VmFd, chips: &Chips, index: usize, entry: &Entry) -> Result<Self> {
         let mut fd = vm.create_vcpu(index as u64)?;
         let page = RunPage::new(&mut fd);
-        let vcpu = Self { fd, page };
+        let vcpu = Self { fd, page, debug: kvm_guest_debug::default() };
         let mut cpuid = chips.cpuid.clone();
         for entry in cpuid.as_mut_slice() {
             let mut leaf = [entry.eax, entry.ebx, entry.ecx, entry.edx];
@@ -182,7 +185,7 @@ impl Vcpu {
 
 /// The general registers in the order of [`GENERAL`].
 #[rustfmt::skip]
-fn general(regs: &mut kvm_regs) -> [&mut u64; GENERAL.len()] {
+pub(super) fn general(regs: &mut kvm_regs) -> [&mut u64; GENERAL.len()] {
     let kvm_regs {
         rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags,
     } = regs;
@@ -229,6 +232,10 @@ impl Run for Vcpu {
             }
             Ok(VcpuExit::Hlt) => Exit::Stop(Stop::Halt),
             Ok(VcpuExit::Shutdown) => Exit::Stop(Stop::Crash(Crash::new("triple fault"))),
+            Ok(VcpuExit::Debug(told)) => {
+                let registers = debug::DebugRegisters(self.debug.arch.debugreg);
+                Exit::Trap(debug::trap(told.exception, told.dr6, &registers))
+            }
             other => return self.page.decode(other),
         })
     }
@@ -266,7 +273,7 @@ impl Run for Vcpu {
     }
 }
 
-const EFER_LMA: u64 = 1 << 10;
+pub(super) const EFER_LMA: u64 = 1 << 10;
 
 /// The mode in words (SDM vol. 3A, "Modes of Operation").
 fn mode_name(sregs: &kvm_sregs, rflags: u64) -> &'static str {

@@ -1,12 +1,15 @@
 //! x86-64 guests: 16-bit real, 32-bit protected and 64-bit long mode, a PC's ports.
 //!
-//! Pure, tested on any host: everything but `kvm`: [`layout`], [`boot`], [`cpuid`], [`registers`], the boot
-//! protocols. With ioctls: `kvm`.
+//! Pure, tested on any host: everything but `kvm` and `gdb`: [`layout`], [`boot`], [`cpuid`],
+//! [`registers`], [`paging`], [`debug`], the boot protocols. With ioctls: `kvm` and `gdb`.
 
 pub mod acpi;
 mod bios;
 pub mod boot;
 pub mod cpuid;
+pub mod debug;
+#[cfg(target_arch = "x86_64")]
+pub mod gdb;
 mod handover;
 #[cfg(target_arch = "x86_64")]
 pub mod kvm;
@@ -14,10 +17,12 @@ pub mod layout;
 pub mod linux;
 mod mode;
 pub mod multiboot;
+pub mod paging;
 pub mod pvh;
 pub mod registers;
 mod ways;
 
+pub use debug::{BREAKPOINT, DebugRegisters, debug_registers};
 pub use mode::{Machine, Mode};
 pub use registers::{REGISTER_NAMES, Register, register};
 pub use ways::RULES;

@@ -18,6 +18,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use bivisor::config::{self, DebugConsole};
 use bivisor::exit::BusAddr;
+use bivisor::gdb;
 use bivisor::memory::{ImageMemory, RamRange};
 
 /// A virtual machine monitor on Linux KVM: starts a guest and tells what became of it.
@@ -96,6 +97,7 @@ Examples:
   bivisor run kernel.bin --load 0x1000 --debug-console port:0xf1 --trace
   bivisor run kernel.elf --expect 'all tests passed' --fail-on PANIC --no-progress 30s
   bivisor run kernel.elf --console pty
+  bivisor run kernel.elf --gdb tcp:1234        # then: gdb kernel.elf -ex 'target remote :1234'
 
 While the guest reads from a terminal: Ctrl-A x ends it, Ctrl-A h shows more keys.";
 
@@ -182,6 +184,9 @@ struct Run {
     /// Move the exit register
     #[arg(long, value_name = "port:ADDR|mmio:ADDR", value_parser = parse::bus_addr)]
     exit_register: Option<BusAddr>,
+    /// Have the guest wait for gdb before its first instruction
+    #[arg(long, value_name = "tcp:[HOST:]PORT|unix:PATH", value_parser = parse::gdb_address)]
+    gdb: Option<gdb::Address>,
     #[command(flatten)]
     limits: Limits,
 }

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 
 use bivisor::archive::pack;
 use bivisor::config::{Config, Memory};
+use bivisor::gdb::Listener;
 use bivisor::guests;
 use bivisor::kernel;
 use bivisor::machine::Machine;
@@ -49,6 +50,7 @@ pub fn image(options: Run) -> Result<u8> {
         config.cpus = options.cpus;
         config.debug_console = options.debug_console;
         config.exit_register = options.exit_register;
+        config.gdb = options.gdb.as_ref().map(Listener::open).transpose()?;
         if let Some(size) = options.memory {
             config.memory = Memory::Size(size);
         }
@@ -110,7 +112,12 @@ fn start(build: impl FnOnce(&ConsoleOptions) -> Result<Config>, limits: Limits) 
             }
             Some(path) => Some(create(path)?),
         };
-        Machine::build(config)
+        let gdb = config.gdb.as_ref().map(|gdb| (gdb.address().to_string(), gdb.command()));
+        let machine = Machine::build(config)?;
+        if let Some((address, command)) = gdb {
+            crate::complain(&format!("waiting for gdb on {address}: {command}"));
+        }
+        Ok(machine)
     });
     match built {
         Ok(machine) => {

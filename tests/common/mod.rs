@@ -37,6 +37,17 @@ pub struct Machine {
     pub elf32_machine: Option<u16>,
     /// A register of 64 bits.
     pub register: &'static str,
+    /// Where the guest `hello` begins, and the offsets of its first instructions.
+    pub hello: u64,
+    pub hello_instructions: [u64; 4],
+    /// The breakpoint instruction.
+    pub breakpoint: &'static [u8],
+    /// Where RAM begins.
+    pub ram: u64,
+    /// Where the pc lies among all registers that gdb gets.
+    pub pc_at: usize,
+    /// Options of the guest `smp`, for four CPUs.
+    pub smp_options: &'static str,
 }
 
 /// ELF machine numbers (System V ABI, "Machine Information").
@@ -53,6 +64,12 @@ pub const MACHINE: Machine = if cfg!(target_arch = "x86_64") {
         foreign_elf_machine: EM_AARCH64,
         elf32_machine: Some(EM_386),
         register: "rax",
+        hello: 0x1000,
+        hello_instructions: [0, 3, 6, 9],
+        breakpoint: &[0xcc],
+        ram: 0,
+        pc_at: 16 * 8,
+        smp_options: "--cpus 4 --reg rbx=4",
     }
 } else {
     Machine {
@@ -62,6 +79,12 @@ pub const MACHINE: Machine = if cfg!(target_arch = "x86_64") {
         foreign_elf_machine: EM_X86_64,
         elf32_machine: None,
         register: "x0",
+        hello: 0x4008_0000,
+        hello_instructions: [0, 4, 8, 12],
+        breakpoint: &[0, 0, 0x20, 0xd4],
+        ram: 0x4000_0000,
+        pc_at: 32 * 8,
+        smp_options: "--cpus 4",
     }
 };
 
