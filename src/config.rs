@@ -10,7 +10,7 @@ use crate::console::Console;
 use crate::devices::debug_console::Shown;
 use crate::exit::{BusAddr, Space};
 use crate::gdb::Listener;
-use crate::memory::RamRange;
+use crate::memory::{ImageMemory, RamRange};
 use crate::payload::Payload;
 use crate::payload::load::Wish;
 
@@ -34,6 +34,18 @@ pub enum Memory {
     Ranges(Vec<RamRange>),
 }
 
+impl Memory {
+    /// Bytes in all.
+    pub fn total(&self) -> u64 {
+        match self {
+            Self::Size(size) => *size,
+            Self::Ranges(ranges) => {
+                ranges.iter().fold(0, |sum, range| range.len.saturating_add(sum))
+            }
+        }
+    }
+}
+
 /// A machine to be built.
 pub struct Config {
     /// The image.
@@ -52,6 +64,8 @@ pub struct Config {
     pub initrds: Vec<Payload>,
     /// RAM.
     pub memory: Memory,
+    /// How files come into it.
+    pub image_memory: ImageMemory,
     /// vCPUs.
     pub cpus: usize,
     /// The host's side of the console.
@@ -100,6 +114,7 @@ impl Config {
             cmdline: String::new(),
             initrds: Vec::new(),
             memory: Memory::Size(DEFAULT_MEMORY),
+            image_memory: ImageMemory::default(),
             cpus: 1,
             console,
             expect: Vec::new(),

@@ -17,7 +17,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::arch::Vcpu;
 use crate::console::{Output, PATIENCE};
 use crate::debug::Trap;
-use crate::exit::Stop;
+use crate::exit::{Crash, Stop};
 use crate::gdb::{Debugger, Session};
 use crate::journal::{Counts, Journal};
 use crate::kick::Kick;
@@ -172,6 +172,11 @@ impl Machine {
             && !matches!(stop, Stop::Failed(_))
         {
             stop = Stop::Failed(error);
+        }
+        if matches!(stop, Stop::Failed(_) | Stop::Crash(_))
+            && let Some(loss) = self.ram.loss()
+        {
+            stop = Stop::Crash(Crash::new(loss));
         }
         let cpus = match stop.shows_cpus() {
             true => self.cpu_reports(&stop, vcpu, &journals),

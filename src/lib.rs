@@ -50,6 +50,7 @@ pub mod journal;
 pub mod kick;
 pub mod layout_check;
 pub mod machine;
+mod mapped;
 pub mod memory;
 pub mod outcome;
 pub mod payload;

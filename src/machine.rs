@@ -96,7 +96,7 @@ impl Machine {
         let image = read_image(config.payload, config.cache, &ranges)?;
         let mode = load::mode(&image, mode, &arch::RULES)?;
         let vm = arch::create_vm(&kvm, ranges.last().map_or(0, |range| range.end()))?;
-        let ram = GuestRam::new(ranges)?;
+        let ram = GuestRam::new(ranges, config.image_memory)?;
         ram.add_slots(&vm)?;
         let chips = arch::before_vcpus(&kvm, &vm, config.cpus, mode)?;
 

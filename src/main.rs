@@ -7,6 +7,7 @@
 
 #![cfg_attr(not(test), no_main)]
 
+mod allocator;
 mod cli;
 mod start;
 
@@ -15,11 +16,6 @@ use std::io::{self, Write};
 
 use bivisor::outcome::status;
 use cli::Parsed;
-
-/// Maps 64 KiB at a time; Cargo.toml says why.
-#[cfg(target_env = "musl")]
-#[global_allocator]
-static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
 
 /// Prints one line on standard error. What a file name or a guest smuggled into it can't break the
 /// line or reach the terminal.

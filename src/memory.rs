@@ -3,6 +3,10 @@
 //! RAM is mapped but never touched here, so a guest costs the host only what it uses. What lies
 //! where inside RAM is [`crate::places`]' to say.
 
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom};
+use std::sync::{Mutex, PoisonError};
+
 use anyhow::{Context, Result, bail, ensure};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
@@ -13,6 +17,8 @@ use vm_memory::{
 
 use crate::host_memory::HostMemory;
 use crate::layout_check::Region;
+use crate::mapped::Mapped;
+use crate::sys;
 
 /// A range of guest RAM: first address and bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,17 +80,29 @@ pub fn check_ranges(
     Ok(ranges)
 }
 
+/// How the bytes of an image or an initial RAM disk come into RAM from a file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ImageMemory {
+    /// They are read into RAM, which has huge pages.
+    #[default]
+    Copy,
+    /// Whole pages are mapped, so that guests with the same files share them.
+    Map,
+}
+
 /// All RAM of one guest.
 pub struct GuestRam {
     // Dropped before what it points to.
     memory: GuestMemoryMmap,
+    mapped: Mutex<Vec<Mapped>>,
     _host: Vec<HostMemory>,
     ranges: Vec<RamRange>,
+    images: ImageMemory,
 }
 
 impl GuestRam {
     /// Maps host memory for `ranges`, which [`check_ranges`] has passed.
-    pub fn new(ranges: Vec<RamRange>) -> Result<Self> {
+    pub fn new(ranges: Vec<RamRange>, images: ImageMemory) -> Result<Self> {
         let mut host = Vec::with_capacity(ranges.len());
         let mut regions = Vec::with_capacity(ranges.len());
         for range in &ranges {
@@ -95,7 +113,7 @@ impl GuestRam {
             host.push(memory);
         }
         let memory = GuestMemoryMmap::from_regions(regions).context("collect the guest's RAM")?;
-        Ok(Self { memory, _host: host, ranges })
+        Ok(Self { memory, mapped: Mutex::default(), _host: host, ranges, images })
     }
 
     /// Gives KVM every range, one slot each. Slots come before interrupt chips and vCPUs: one that
@@ -138,6 +156,43 @@ impl GuestRam {
         self.memory
             .read_slice(bytes, GuestAddress(guest_addr))
             .with_context(|| format!("read {} bytes at {guest_addr:#x}", bytes.len()))
+    }
+
+    /// Puts `len` bytes of `file` at `offset` into RAM at `guest_addr`, without a buffer in between.
+    pub fn load(&self, file: &File, offset: u64, len: u64, guest_addr: u64) -> Result<()> {
+        let mapped = match self.images {
+            ImageMemory::Copy => 0,
+            ImageMemory::Map => self.map(file, offset, len, guest_addr).context("map it")?,
+        };
+        let mut rest = file;
+        rest.seek(SeekFrom::Start(offset + mapped))?;
+        self.fill(&mut rest, guest_addr + mapped, len - mapped)
+            .with_context(|| format!("read {len} bytes at {offset:#x}"))
+    }
+
+    /// Maps the whole pages among the first of `len` bytes, and gives their bytes; none where file
+    /// and RAM don't agree in their alignment.
+    fn map(&self, file: &File, offset: u64, len: u64, guest_addr: u64) -> io::Result<u64> {
+        let page = sys::page_size();
+        let len = len - len % page;
+        let aligned = guest_addr.is_multiple_of(page) && offset.is_multiple_of(page);
+        let place = self.memory.get_slice(GuestAddress(guest_addr), len as usize).ok();
+        let Some(place) = place.filter(|_| aligned && len > 0) else { return Ok(0) };
+        // SAFETY: the slice is a part of one of our own mappings, which outlive `self.mapped`; nobody
+        // has references into guest RAM.
+        let mapped =
+            unsafe { Mapped::new(file, offset, len as usize, place.ptr_guard_mut().as_ptr())? };
+        let mut all = self.mapped.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(mapped.map_or(0, |mapped| {
+            all.push(mapped);
+            len
+        }))
+    }
+
+    /// Which file that is mapped here has shrunk, if one has.
+    pub fn loss(&self) -> Option<String> {
+        let all = self.mapped.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().find_map(Mapped::loss)
     }
 
     /// Reads `len` bytes from `source` straight into RAM at `guest_addr`.

@@ -10,6 +10,8 @@ mod common;
 mod commands;
 #[path = "boot/images.rs"]
 mod images;
+#[path = "boot/mapping.rs"]
+mod mapping;
 #[path = "boot/reports.rs"]
 mod reports;
 #[path = "boot/streams.rs"]
@@ -285,6 +287,7 @@ fn main() {
     ]);
     trials.extend(commands::trials());
     trials.extend(images::trials());
+    trials.extend(mapping::trials());
     trials.extend(reports::trials());
     trials.extend(streams::trials());
     common::conclude(trials);

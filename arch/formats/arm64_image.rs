@@ -18,7 +18,7 @@ const PE_AT: usize = 0x3c;
 /// Bytes of the header.
 const HEADER: u64 = 64;
 /// What the image's base must be a multiple of.
-#[cfg_attr(not(target_arch = "aarch64"), allow(dead_code, reason = "only its own loader needs it"))]
+#[allow(dead_code, reason = "only the loader of that architecture needs it")]
 pub const ALIGNMENT: u64 = 2 << 20;
 /// Where an image without `image_size` goes (Linux before v3.17): `text_offset` may then be in the
 /// wrong byte order and is always this.

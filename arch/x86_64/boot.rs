@@ -202,6 +202,13 @@ fn place(places: &mut Places, len: u64, what: &str) -> Result<u64> {
     low.or_else(|_| places.take_below(1 << 32, len, 0x1000, what))
 }
 
+/// What stands at the reset vector, in real mode: `mov dx, RESET_CONTROL; mov al, RESET_VALUE;
+/// out dx, al`, which ends the machine, and `hlt` behind it.
+const RESET_CODE: [u8; 7] = {
+    let [low, high] = (layout::RESET_CONTROL.addr as u16).to_le_bytes();
+    [0xba, low, high, 0xb0, layout::RESET_VALUE, 0xee, 0xf4]
+};
+
 /// The tables of a boot protocol: ACPI, the command line, and what leads to them. Gives the index
 /// of the register in which the kernel finds the latter, and its value.
 fn platform(
@@ -216,6 +223,8 @@ fn platform(
     ensure!(acpi.len() as u64 <= layout::ACPI.len, "ACPI tables are too large: use fewer CPUs");
     places.reserve(rsdp, layout::ACPI.len, "ACPI tables")?;
     tables.push((rsdp, acpi));
+    places.reserve(layout::RESET_VECTOR, RESET_CODE.len() as u64, "reset vector")?;
+    tables.push((layout::RESET_VECTOR, RESET_CODE.to_vec()));
     let cmdline = place(places, kernel.cmdline.len() as u64 + 1, "command line")?;
     tables.push((cmdline, [&kernel.cmdline[..], b"\0"].concat()));
     let map = linux::memory_map(&board.ram, layout::LEGACY);

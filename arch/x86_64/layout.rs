@@ -124,7 +124,10 @@ pub const TABLES_BELOW: u64 = 0xa_0000;
 pub const LEGACY: RamRange = RamRange { start: 0x9_fc00, len: 0x6_0400 };
 /// Where the ACPI tables lie: in the part of that where a BIOS is, and kernels look for the RSDP
 /// (ACPI 6.5, 5.2.5.1 "Finding the RSDP on IA-PC Systems").
-pub const ACPI: RamRange = RamRange { start: 0xe_0000, len: 0x2_0000 };
+pub const ACPI: RamRange = RamRange { start: 0xe_0000, len: RESET_VECTOR - 0xe_0000 };
+/// Where a CPU in real mode goes on after a reset, as the last resort of kernels that want one: with
+/// hardware-reduced ACPI and no EFI it is all that Linux tries.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 
 /// `COMMAND_LINE_SIZE` of Linux on this architecture, less its zero byte.
 pub const CMDLINE_MAX: usize = 2047;

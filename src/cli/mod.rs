@@ -19,7 +19,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use bivisor::config::{self, DebugConsole};
 use bivisor::exit::BusAddr;
 use bivisor::gdb;
-use bivisor::memory::RamRange;
+use bivisor::memory::{ImageMemory, RamRange};
 
 /// A virtual machine monitor on Linux KVM: starts a guest and tells what became of it.
 #[derive(Parser)]
@@ -156,12 +156,19 @@ struct Run {
     /// Give the kernel this initial RAM disk (repeatable: one behind the other)
     #[arg(long, value_name = "FILE")]
     initrd: Vec<PathBuf>,
+    /// Pack what is in DIR into an initial RAM disk (repeatable; behind those of --initrd)
+    #[arg(long, value_name = "DIR")]
+    initrd_dir: Vec<PathBuf>,
     /// Give the guest RAM at exactly this place (repeatable)
     #[arg(long, value_name = "START:SIZE", value_parser = parse::ram, conflicts_with = "memory", allow_hyphen_values = true)]
     ram: Vec<RamRange>,
     /// Give the guest so much RAM [default: 128M]
     #[arg(long, value_name = "SIZE", value_parser = parse::size, allow_hyphen_values = true)]
     memory: Option<u64>,
+    /// Copy the image and initial RAM disks into RAM, which starts sooner, or map their files, whose
+    /// pages guests then share
+    #[arg(long, value_name = "HOW", value_parser = parse::image_memory(), default_value = "copy")]
+    image_memory: ImageMemory,
     /// Give the guest so many CPUs
     #[arg(long, value_name = "N", value_parser = parse::count, default_value = "1", allow_hyphen_values = true)]
     cpus: usize,

@@ -6,7 +6,8 @@ use bivisor::config::DebugConsole;
 use bivisor::devices::debug_console::Shown;
 use bivisor::exit::{BusAddr, Space};
 use bivisor::gdb;
-use bivisor::memory::RamRange;
+use bivisor::memory::{ImageMemory, RamRange};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 /// A number: decimal or, after `0x`, hexadecimal; `_` between digits.
 pub fn number(text: &str) -> Result<u64, String> {
@@ -44,6 +45,14 @@ pub fn size(text: &str) -> Result<u64, String> {
 /// How many of something.
 pub fn count(text: &str) -> Result<usize, String> {
     number(text)?.try_into().map_err(|_| "too many".into())
+}
+
+/// `copy` or `map`.
+pub fn image_memory() -> impl TypedValueParser<Value = ImageMemory> {
+    PossibleValuesParser::new(["copy", "map"]).map(|word| match word.as_str() {
+        "map" => ImageMemory::Map,
+        _ => ImageMemory::Copy,
+    })
 }
 
 /// `START:SIZE`.

@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use bivisor::config::{Config, Memory};
 use bivisor::gdb::Listener;
 use bivisor::guests;
+use bivisor::initrd::pack::pack;
 use bivisor::machine::Machine;
 use bivisor::outcome::{Outcome, status};
 use bivisor::payload::load::Wish;
@@ -51,6 +52,11 @@ pub fn image(options: Run) -> Result<u8> {
         }
         if !options.ram.is_empty() {
             config.memory = Memory::Ranges(options.ram);
+        }
+        config.image_memory = options.image_memory;
+        for folder in &options.initrd_dir {
+            let archive = pack(folder, config.memory.total()).context("--initrd-dir")?;
+            config.initrds.push(Payload::Memory(archive));
         }
         Ok(config)
     };

@@ -249,7 +249,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::memory::RamRange;
+    use crate::memory::{ImageMemory, RamRange};
 
     /// An ELF file with the given segments (paddr, vaddr, file bytes, memsz).
     fn elf(bits: u8, machine: u16, entry: u64, segments: &[(u64, u64, &[u8], u64)]) -> Vec<u8> {
@@ -304,7 +304,7 @@ mod tests {
     fn load(bytes: Vec<u8>) -> Result<(u64, Vec<u8>)> {
         let ranges = vec![RamRange { start: 0x10_0000, len: 0x1_0000 }];
         let mut places = Places::new(&ranges);
-        let ram = GuestRam::new(ranges)?;
+        let ram = GuestRam::new(ranges, ImageMemory::Copy)?;
         let payload = payload(bytes);
         let image = Image::read(&payload)?;
         image.machine_mode(|_, machine| (machine == 62).then_some(()))?;

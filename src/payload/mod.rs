@@ -18,7 +18,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use crate::memory::GuestRam;
 
@@ -135,7 +135,7 @@ impl Payload {
         Ok(head)
     }
 
-    /// Copies `len` bytes at `offset` into RAM at `guest_addr`, without a buffer in between.
+    /// Puts `len` bytes at `offset` into RAM at `guest_addr`.
     pub(crate) fn place(
         &self,
         ram: &GuestRam,
@@ -144,12 +144,7 @@ impl Payload {
         guest_addr: u64,
     ) -> Result<()> {
         match self {
-            Self::File(file, _) => {
-                let mut file = file;
-                io::Seek::seek(&mut file, io::SeekFrom::Start(offset))?;
-                ram.fill(&mut file, guest_addr, len)
-                    .with_context(|| format!("read {len} bytes at {offset:#x}"))
-            }
+            Self::File(file, _) => ram.load(file, offset, len, guest_addr),
             Self::Bytes(bytes) => {
                 ram.write(&bytes[offset as usize..(offset + len) as usize], guest_addr)
             }

@@ -8,6 +8,7 @@
 
 pub mod elf;
 
+use std::fmt;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
@@ -98,7 +99,6 @@ pub struct Run {
 }
 
 /// What became of it.
-#[derive(Debug)]
 pub struct Ran {
     pub stdout: Vec<u8>,
     pub stderr: String,
@@ -160,6 +160,17 @@ impl Run {
             self.patience
         );
         ran
+    }
+}
+
+impl fmt::Debug for Ran {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { stderr, status, took, .. } = self;
+        writeln!(f, "status {status} after {took:?}, standard error:\n{stderr}")?;
+        // The end of a long output is what explains a failure.
+        let text = self.text();
+        let skip = text.chars().count().saturating_sub(4000);
+        write!(f, "standard output:\n{}", text.chars().skip(skip).collect::<String>())
     }
 }
 

@@ -1,5 +1,7 @@
 //! The initial RAM disk: one or more archives, one behind the other in guest RAM.
 
+pub mod pack;
+
 use anyhow::{Context, Result, ensure};
 
 use crate::memory::{GuestRam, RamRange};

@@ -1,0 +1,173 @@
+//! How long a stock kernel takes from the start of the monitor's process to the guest's first line
+//! from user space, and what the monitor keeps in memory beside the guest's own pages: bivisor
+//! with each way of `--image-memory`, and QEMU where there is one. All run in turn.
+//!
+//! `cross/bench ARCH` runs it in an emulated host, with QEMU 7.2.
+
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+const ROUNDS: usize = 10;
+const MARK: &[u8] = b"The guest is up.";
+const MEMORY: &str = "256M";
+const CMDLINE: &str = "console=ttyS0 panic=-1 quiet";
+
+/// What is told of one run.
+struct Sample {
+    /// From the process's start to the mark.
+    seconds: f64,
+    /// Resident memory at the mark, less that of the largest mapping, which is the guest's RAM.
+    kib: u64,
+}
+
+struct Candidate {
+    name: String,
+    command: Box<dyn Fn() -> Command>,
+    samples: Vec<Sample>,
+}
+
+fn cache() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("cross/.cache")
+}
+
+/// Resident KiB of the process, without its largest mapping and what was mapped into that.
+fn resident(child: &Child) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{}/smaps", child.id())).unwrap_or_default();
+    let mut mappings: Vec<(u64, u64, u64)> = Vec::new();
+    for line in text.lines() {
+        if let Some((start, end)) =
+            line.split_once(' ').and_then(|(range, _)| range.split_once('-'))
+            && let (Ok(start), Ok(end)) =
+                (u64::from_str_radix(start, 16), u64::from_str_radix(end, 16))
+        {
+            mappings.push((start, end, 0));
+        } else if let Some(size) = line.strip_prefix("Rss:") {
+            let kib = size.trim().trim_end_matches(" kB").parse().unwrap_or(0);
+            mappings.last_mut().expect("a size belongs to a mapping").2 = kib;
+        }
+    }
+    // Mappings without a gap are one: files in the guest's RAM are neighbours of its rest.
+    let mut joined: Vec<(u64, u64, u64)> = Vec::new();
+    for (start, end, kib) in mappings {
+        match joined.last_mut() {
+            Some(last) if last.1 == start => *last = (last.0, end, last.2 + kib),
+            _ => joined.push((start, end, kib)),
+        }
+    }
+    let guest = joined.iter().max_by_key(|(start, end, _)| end - start).map_or(0, |m| m.2);
+    joined.iter().map(|m| m.2).sum::<u64>() - guest
+}
+
+fn sample(mut command: Command) -> Option<Sample> {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let start = Instant::now();
+    let mut child = command.spawn().expect("start a monitor");
+    let mut output = child.stdout.take().expect("it has an output");
+    let (mut seen, mut buffer) = (Vec::new(), [0; 4096]);
+    while !seen.windows(MARK.len()).any(|window| window == MARK) {
+        match output.read(&mut buffer) {
+            Ok(n) if n > 0 => seen.extend(&buffer[..n]),
+            _ => {
+                let mut said = String::new();
+                let _ = child.stderr.take().expect("it has one").read_to_string(&mut said);
+                eprintln!("no mark: {said}\n{}", String::from_utf8_lossy(&seen));
+                let _ = child.wait();
+                return None;
+            }
+        }
+    }
+    let sample = Sample { seconds: start.elapsed().as_secs_f64(), kib: resident(&child) };
+    child.kill().expect("end a monitor");
+    child.wait().expect("a monitor ends");
+    Some(sample)
+}
+
+fn bivisor(kernel: &Path, initrd: &Path, way: &'static str) -> Candidate {
+    let (kernel, initrd) = (kernel.to_owned(), initrd.to_owned());
+    let command = move || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bivisor"));
+        command.arg("run").arg(&kernel).arg("--initrd").arg(&initrd);
+        command.args(["--memory", MEMORY, "--cmdline", "quiet", "--image-memory", way]);
+        command
+    };
+    Candidate { name: format!("bivisor {way}"), command: Box::new(command), samples: Vec::new() }
+}
+
+/// QEMU of Debian's packages, unpacked in `folder`, by its own loader.
+fn qemu(folder: PathBuf, kernel: &Path, initrd: &Path) -> Candidate {
+    let (kernel, initrd) = (kernel.to_owned(), initrd.to_owned());
+    let (loader, gnu, machine, console) = match std::env::consts::ARCH {
+        "x86_64" => ("ld-linux-x86-64.so.2", "x86_64-linux-gnu", "microvm,rtc=on", "ttyS0"),
+        _ => ("ld-linux-aarch64.so.1", "aarch64-linux-gnu", "virt,gic-version=host", "ttyAMA0"),
+    };
+    let program = format!("usr/bin/qemu-system-{}", std::env::consts::ARCH);
+    let command = move || {
+        let mut command = Command::new(folder.join("lib").join(gnu).join(loader));
+        let places = ["usr/lib", "lib"].map(|lib| folder.join(lib).join(gnu).display().to_string());
+        command.arg("--library-path").arg(places.join(":")).arg(folder.join(&program));
+        for data in ["usr/share/qemu", "usr/share/seabios"] {
+            command.arg("-L").arg(folder.join(data));
+        }
+        command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+        command.args(["-M", machine, "-accel", "kvm", "-cpu", "host", "-m", MEMORY]);
+        command.args(["-serial", "stdio", "-append", &CMDLINE.replace("ttyS0", console)]);
+        command.arg("-kernel").arg(&kernel).arg("-initrd").arg(&initrd);
+        command
+    };
+    Candidate { name: "QEMU".into(), command: Box::new(command), samples: Vec::new() }
+}
+
+fn median<T: PartialOrd + Copy>(mut values: Vec<T>) -> T {
+    values.sort_by(|a, b| a.partial_cmp(b).expect("no measure is NaN"));
+    values[values.len() / 2]
+}
+
+fn main() {
+    let guests = cache().join(format!("guests-{}", std::env::consts::ARCH));
+    let folder = tempfile::tempdir().expect("make a temporary folder");
+    let root = folder.path().join("root");
+    fs::create_dir_all(root.join("bin")).expect("make the guest's folders");
+    fs::copy(guests.join("busybox"), root.join("bin/busybox")).expect("cross/bench fetches it");
+    // As large as a distribution's.
+    let ballast = fs::read(guests.join("cloud")).expect("cross/bench fetches it");
+    fs::write(root.join("ballast"), ballast).expect("fill the archive");
+    fs::write(root.join("init"), "#!/bin/busybox sh\necho The guest is up.\nexec sleep 1000\n")
+        .expect("write the init");
+    fs::set_permissions(root.join("init"), PermissionsExt::from_mode(0o755)).expect("chmod");
+    let initrd = folder.path().join("initrd");
+    let archive = bivisor::initrd::pack::pack(&root, 1 << 30).expect("pack an archive");
+    fs::write(&initrd, archive).expect("write the archive");
+    let kernel = guests.join("cloud");
+    let mut candidates: Vec<_> = ["copy", "map"].map(|way| bivisor(&kernel, &initrd, way)).into();
+    let peer = cache().join(format!("qemu-{}", std::env::consts::ARCH));
+    if peer.is_dir() {
+        candidates.push(qemu(peer, &kernel, &initrd));
+    }
+    let rounds = std::env::var("BIVISOR_ROUNDS").ok().and_then(|n| n.parse().ok());
+    for round in 0..rounds.unwrap_or(ROUNDS) {
+        for candidate in &mut candidates {
+            if let Some(sample) = sample((candidate.command)()) {
+                println!(
+                    "{round:3} {:20} {:6.2} s {:7} KiB",
+                    candidate.name, sample.seconds, sample.kib
+                );
+                candidate.samples.push(sample);
+            }
+        }
+    }
+    candidates.retain(|candidate| !candidate.samples.is_empty());
+    println!("\n{:20} {:>8} {:>8} {:>8} {:>10}", "median of", "seconds", "least", "ratio", "KiB");
+    let seconds = |c: &Candidate| c.samples.iter().map(|s| s.seconds).collect::<Vec<_>>();
+    let first = median(seconds(&candidates[0]));
+    for candidate in &candidates {
+        let times = seconds(candidate);
+        let least = times.iter().copied().fold(f64::INFINITY, f64::min);
+        let kib = median(candidate.samples.iter().map(|s| s.kib).collect());
+        let middle = median(times);
+        println!("{:20} {middle:8.2} {least:8.2} {:8.2} {kib:10}", candidate.name, first / middle);
+    }
+}
