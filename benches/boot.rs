@@ -100,18 +100,15 @@ fn bivisor(kernel: &Path, initrd: &Path, way: &'static str) -> Candidate {
 /// QEMU of Debian's packages, unpacked in `folder`, by its own loader.
 fn qemu(folder: PathBuf, kernel: &Path, initrd: &Path) -> Candidate {
     let (kernel, initrd) = (kernel.to_owned(), initrd.to_owned());
-    let (loader, gnu, machine, console) = match std::env::consts::ARCH {
-        "x86_64" => ("ld-linux-x86-64.so.2", "x86_64-linux-gnu", "microvm,rtc=on", "ttyS0"),
-        _ => ("ld-linux-aarch64.so.1", "aarch64-linux-gnu", "virt,gic-version=host", "ttyAMA0"),
+    let (machine, console) = match std::env::consts::ARCH {
+        "x86_64" => ("microvm,rtc=on", "ttyS0"),
+        _ => ("virt,gic-version=host", "ttyAMA0"),
     };
-    let program = format!("usr/bin/qemu-system-{}", std::env::consts::ARCH);
+    let program = format!("qemu-system-{}", std::env::consts::ARCH);
     let command = move || {
-        let mut command = Command::new(folder.join("lib").join(gnu).join(loader));
-        let places = ["usr/lib", "lib"].map(|lib| folder.join(lib).join(gnu).display().to_string());
-        command.arg("--library-path").arg(places.join(":")).arg(folder.join(&program));
-        for data in ["usr/share/qemu", "usr/share/seabios"] {
-            command.arg("-L").arg(folder.join(data));
-        }
+        let mut command = Command::new(folder.join("loader"));
+        command.arg("--library-path").arg(&folder).arg(folder.join(&program));
+        command.arg("-L").arg(folder.join("qemu"));
         command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
         command.args(["-M", machine, "-accel", "kvm", "-cpu", "host", "-m", MEMORY]);
         command.args(["-serial", "stdio", "-append", &CMDLINE.replace("ttyS0", console)]);

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Owns the guests that nobody here wrote: stock kernels and what runs on them, of Debian's packages,
-# fetched once into cross/.cache/guests-ARCH. Sourced after lib.sh, never run.
+# Owns the guests that nobody here wrote: stock kernels, what runs on them, and what looks into them,
+# of Debian's packages, fetched once into cross/.cache/guests-ARCH. Sourced after lib.sh, never run.
 
 # guests ARCH: sets $guests to the folder.
 guests() {
@@ -16,6 +16,7 @@ guests() {
     new=$(mktemp -d "$cache/new.XXXXXX")
     mkdir "$new/guests"
     fetch "$new" "busybox-static:$deb"
+    program_tree "$new/guests/gdb" "$arch" usr/bin/gdb gdb-minimal
     mv "$new/bin/busybox" "$new/guests"
     # The emulated host's own kernel is a guest too.
     ln "$cache/kernel-$arch/vmlinuz" "$new/guests/cloud"
@@ -32,6 +33,7 @@ guests() {
       mv "$new/usr/lib/u-boot/qemu_arm64/u-boot.bin" "$new/guests"
       ;;
     esac
+    symbols "$arch" "$new/guests"
     mv -T "$new/guests" "$guests"
     rm -rf "$new"
   fi
@@ -46,4 +48,76 @@ stock_kernel() {
   fetch "$folder" "$package:$3"
   mv "$folder"/boot/vmlinuz-* "$folder/guests/$4"
   rm -r "$folder/lib/modules"
+}
+
+# symbols ARCH FOLDER: where the cloud kernel there has a few symbols when it is not moved, as itself
+# says, in FOLDER/System.map. Debian's kernels come without one.
+symbols() {
+  local arch=$1 folder=$2 root
+  root=$(mktemp -d)
+  mkdir "$root/bin" "$root/proc"
+  cp "$folder/busybox" "$root/bin"
+  cat >"$root/init" <<'END'
+#!/bin/busybox sh
+/bin/busybox mount -t proc proc /proc
+/bin/busybox grep -E ' (_stext|start_kernel|linux_banner|panic|do_idle)$' /proc/kallsyms
+/bin/busybox poweroff -f
+END
+  chmod +x "$root/init"
+  (cd "$root" && find . | cpio -o -H newc --quiet >"$folder/symbols.cpio")
+  rm -rf "$root"
+  "${BASH_SOURCE[0]%/*}/run" "$arch" --file "$folder/cloud" --file "$folder/symbols.cpio" -- run cloud \
+    --initrd symbols.cpio --memory 256M --timeout 240s --cmdline "quiet nokaslr" 2>&1 </dev/null |
+    tr -d '\r' | grep -E '^[0-9a-f]{16} [A-Za-z] [a-z_]+$' >"$folder/System.map"
+  rm "$folder/symbols.cpio"
+  [ "$(grep -c -E ' (_stext|start_kernel)$' "$folder/System.map")" = 2 ] ||
+    die "the kernel of $arch does not tell its symbols"
+}
+
+# program_tree FOLDER ARCH PROGRAM PACKAGE…: the program with its loader (as `loader`) and the
+# libraries that it needs, all in one folder, so that it runs anywhere.
+program_tree() {
+  local folder=$1 arch=$2 program=$3 deb all name
+  shift 3
+  deb=$(debian_arch "$arch")
+  all=$(mktemp -d "$cache/new.XXXXXX")
+  fetch "$all" $(for name; do echo "$name"; libraries "$name:$deb"; done | sort -u | while read -r name; do
+    with_architecture "$name" "$deb"
+  done)
+  mkdir -p "$folder"
+  cp "$all/$program" "$folder"
+  with_needed "$folder" "$all" "$folder/${program##*/}"
+  mv "$folder"/ld-linux* "$folder/loader"
+  [ ! -d "$all/usr/share/qemu" ] || cp -rL "$all/usr/share/qemu" "$folder" 2>/dev/null || true
+  [ ! -d "$all/usr/share/seabios" ] || cp "$all"/usr/share/seabios/* "$folder/qemu"
+  rm -rf "$all"
+}
+
+# libraries PACKAGE: the libraries that it depends on, and those that these depend on.
+libraries() {
+  private_apt apt-cache depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks \
+    --no-replaces --no-enhances "$1" | sed -n 's/^\(lib[^: ]*\|zlib[^: ]*\)\(:.*\)\?$/\1/p'
+}
+
+# with_architecture NAME DEB: the package as apt-get download wants it; nothing for one that has no
+# file, such as a virtual one.
+with_architecture() {
+  private_apt apt-cache show --no-all-versions "$1:$2" 2>/dev/null |
+    sed -n "s/^Architecture: all$/$1/p; s/^Architecture: $2$/$1:$2/p" | head -n 1
+}
+
+# with_needed TO FROM FILE: copies what FILE needs from the packages in FROM, and what that needs.
+with_needed() {
+  local to=$1 from=$2 name file
+  for name in $(readelf -d "$3" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p'); do
+    [ ! -e "$to/$name" ] || continue
+    file=$(find "$from" -name "$name" | head -n 1)
+    [ -n "$file" ] || continue
+    cp -L "$file" "$to/$name"
+    with_needed "$to" "$from" "$to/$name"
+  done
+  case ${3##*/} in
+  ld-linux*) ;;
+  *) [ -n "$(find "$to" -name 'ld-linux*')" ] || cp -L "$(find "$from" -path "*-gnu/ld-linux*" | head -n 1)" "$to" ;;
+  esac
 }
