@@ -60,7 +60,7 @@ symbols() {
   cat >"$root/init" <<'END'
 #!/bin/busybox sh
 /bin/busybox mount -t proc proc /proc
-/bin/busybox grep -E ' (_stext|start_kernel|linux_banner|panic|do_idle)$' /proc/kallsyms
+/bin/busybox grep -E ' (_stext|start_kernel|setup_arch|linux_banner)$' /proc/kallsyms
 /bin/busybox poweroff -f
 END
   chmod +x "$root/init"

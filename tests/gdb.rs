@@ -11,8 +11,10 @@ use std::process::{Child, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{MACHINE, Ran, bivisor, cases, folder, guest, guest_file, kvm, wait};
-use serde_json::Value;
+use common::{
+    MACHINE, Ran, bivisor, cases, finding, folder, guest, guest_file, hardware_breakpoints, kvm,
+    wait,
+};
 use tempfile::TempDir;
 
 /// Our choice: more than any step takes on an emulated host that is busy.
@@ -399,18 +401,6 @@ fn what_is_wrong_with_the_address_is_named() {
         assert!(ran.stderr.contains(named), "{named}: {ran:?}");
     }
     assert!(stale.exists() && fs::read(&file).unwrap() == b"mine");
-}
-
-/// What `bivisor check` says about `key`.
-fn finding(key: &str) -> String {
-    let found: Value = serde_json::from_str(&bivisor("check --json").finish().text()).unwrap();
-    found[key].as_str().unwrap_or_default().to_owned()
-}
-
-/// Debug registers stop a guest where it runs.
-fn hardware_breakpoints() -> Option<String> {
-    let emulated = finding("host-is-a-guest").contains("(QEMU TCG)");
-    emulated.then(|| "QEMU, which emulates this host, ignores debug registers of its guests".into())
 }
 
 /// They also do so where it reads and writes.

@@ -8,9 +8,10 @@ mod common;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use common::{Ran, Run, bivisor, folder, kvm, trial};
+use common::{Ran, Run, bivisor, finding, folder, hardware_breakpoints, kvm, trial};
 use libtest_mimic::Trial;
 use tempfile::TempDir;
 
@@ -59,12 +60,15 @@ fn guests() -> PathBuf {
     cache.join(format!("guests-{}", std::env::consts::ARCH))
 }
 
-/// Stock kernels are here, and so is a KVM that can run them.
-fn stock_kernels() -> Option<String> {
-    if std::fs::exists("/sys/module/kvm_pvm").unwrap_or(false) {
-        return Some("this host's KVM (PVM) runs no stock kernel".into());
-    }
+/// Stock kernels are here.
+fn fetched() -> Option<String> {
     (!guests().is_dir()).then(|| "no stock kernels here (cross/test fetches them)".into())
+}
+
+/// KVM can run all of a stock kernel, and not only its beginning.
+fn whole_kernels() -> Option<String> {
+    let pvm = finding("back-end").starts_with("PVM");
+    pvm.then(|| "PVM runs no stock kernel to its shell".into())
 }
 
 /// A root folder with busybox and `init`.
@@ -150,13 +154,87 @@ fn a_panic_without_a_driver_is_a_reset() {
     assert!(text.contains("Kernel panic - not syncing: Attempted to kill init!"), "{text}");
 }
 
+/// The address of `symbol` in the cloud kernel, where it was built to be.
+fn address(symbol: &str) -> Option<u64> {
+    let map = fs::read_to_string(guests().join("System.map")).expect("cross/guests.sh made it");
+    let line = map.lines().find(|line| line.ends_with(&format!(" {symbol}")))?;
+    u64::from_str_radix(line.split(' ').next()?, 16).ok()
+}
+
+/// Where the kernel's banner lies: a symbol, or else as far behind the image's start as in the
+/// file, which is the kernel as it is.
+fn banner() -> u64 {
+    address("linux_banner").unwrap_or_else(|| {
+        /// Linux arch/arm64/kernel/vmlinux.lds.S: the header's room (SEGMENT_ALIGN).
+        const HEAD: u64 = 0x1_0000;
+        let file = fs::read(guests().join(CLOUD)).unwrap();
+        let at = file.windows(15).position(|bytes| bytes == b"Linux version 6").unwrap();
+        address("_stext").unwrap() - HEAD + at as u64
+    })
+}
+
+/// Debian's gdb, with a guest that runs on as far as this host's KVM can run it.
+fn a_real_gdb_stops_at_start_kernel() {
+    let (root, folder) = (root(INIT), folder());
+    let socket = folder.path().join("gdb");
+    let runs_all = whole_kernels().is_none();
+    let [start_kernel, setup_arch] =
+        ["start_kernel", "setup_arch"].map(|symbol| address(symbol).expect("a known symbol"));
+    let guest = boot(CLOUD, &root).words("--cmdline nokaslr --gdb").arg({
+        let mut address = std::ffi::OsString::from("unix:");
+        address.push(&socket);
+        address
+    });
+    let guest = std::thread::spawn(move || guest.input(b"poweroff -f\n").finish());
+    while !socket.exists() && !guest.is_finished() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+
+    let tree = guests().join("gdb");
+    let mut gdb = Command::new(tree.join("loader"));
+    gdb.arg("--library-path").arg(&tree).arg(tree.join("gdb")).args(["-nx", "-q", "-batch"]);
+    let end = if runs_all { "detach" } else { "kill" };
+    for line in [
+        format!("target remote {}", socket.display()),
+        format!("hbreak *{start_kernel:#x}"),
+        "continue".into(),
+        "printf \"at %#lx\\n\", $pc".into(),
+        "stepi".into(),
+        "stepi".into(),
+        "stepi".into(),
+        "printf \"then %#lx\\n\", $pc".into(),
+        format!("x/s {:#x}", banner()),
+        format!("hbreak *{setup_arch:#x}"),
+        "continue".into(),
+        "printf \"last %#lx\\n\", $pc".into(),
+        end.into(),
+    ] {
+        gdb.arg("-ex").arg(line);
+    }
+    let said = gdb.stdin(Stdio::null()).output().expect("run gdb");
+    let text = String::from_utf8_lossy(&said.stdout).into_owned();
+    let ran = guest.join().expect("the guest ends");
+    let shows = |what: &str| assert!(text.contains(what), "no {what}: {text}\n{said:?}\n{ran:?}");
+    shows(&format!("at {start_kernel:#x}\n"));
+    shows("then 0x");
+    assert!(!text.contains(&format!("then {start_kernel:#x}\n")), "{text}");
+    shows("\"Linux version 6");
+    shows(&format!("last {setup_arch:#x}\n"));
+    if runs_all {
+        self::said(&ran, 0);
+    } else {
+        assert_eq!(ran.status, 137, "{ran:?}");
+    }
+}
+
 fn main() {
-    let needs: &[common::Need] = &[kvm, stock_kernels];
+    let needs: &[common::Need] = &[kvm, fetched, whole_kernels];
     let boots = ROWS.iter().map(|row| trial(row.name, needs, || boots_to_a_shell(row)));
     let ends = common::cases! {
-        a_reboot_ends_the_guest, kvm, stock_kernels;
-        a_program_in_the_guest_ends_it_with_a_status, kvm, stock_kernels;
-        a_panic_without_a_driver_is_a_reset, kvm, stock_kernels;
+        a_reboot_ends_the_guest, kvm, fetched, whole_kernels;
+        a_program_in_the_guest_ends_it_with_a_status, kvm, fetched, whole_kernels;
+        a_panic_without_a_driver_is_a_reset, kvm, fetched, whole_kernels;
+        a_real_gdb_stops_at_start_kernel, kvm, fetched, hardware_breakpoints;
     };
     let trials: Vec<Trial> = boots.chain(ends).collect();
     common::conclude(trials)

@@ -312,3 +312,15 @@ pub fn root() -> Option<String> {
     let user = unsafe { libc::geteuid() };
     (user != 0).then(|| "needs root, to have mounts of its own".into())
 }
+
+/// What `bivisor check` says about `key`.
+pub fn finding(key: &str) -> String {
+    let found: Value = serde_json::from_str(&bivisor("check --json").finish().text()).unwrap();
+    found[key].as_str().unwrap_or_default().to_owned()
+}
+
+/// Debug registers stop a guest where it runs.
+pub fn hardware_breakpoints() -> Option<String> {
+    let emulated = finding("host-is-a-guest").contains("(QEMU TCG)");
+    emulated.then(|| "QEMU, which emulates this host, ignores debug registers of its guests".into())
+}
