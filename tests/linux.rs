@@ -1,6 +1,7 @@
-//! Stock kernels of a distribution, with a shell: boots them, talks to them, switches them off.
+//! What nobody here wrote: stock kernels of a distribution, booted to a shell and switched off; a
+//! hypervisor, boot loaders, and a debugger.
 //!
-//! The kernels are Debian's, fetched by cross/guests.sh; where they or a KVM that runs them are
+//! All of it is Debian's, fetched by cross/guests.sh; where they or a KVM that runs them are
 //! missing, these tests are skipped.
 
 mod common;
@@ -53,6 +54,37 @@ const ROWS: &[Row] = &[
     Row { name: "another_kernel_with_two_cpus", kernel: OTHER, cpus: 2, memory: 5120, quiet: true },
     Row { name: "another_kernel_with_four_cpus", kernel: OTHER, cpus: 4, memory: 128, quiet: true },
 ];
+
+/// What else runs on such machines: the test's name, the file, its options, and what its console
+/// shows when it is as far as it gets here.
+type Foreign = (&'static str, &'static str, &'static [&'static str], &'static str);
+
+const FOREIGN: &[Foreign] = if cfg!(target_arch = "x86_64") {
+    &[
+        (
+            "xen_shows_its_banner",
+            "xen.gz",
+            &["--memory", "512M", "--cmdline", "console=com1 com1=115200,8n1"],
+            "Xen version 4.17",
+        ),
+        ("ipxe_shows_its_banner", "ipxe.lkrn", &[], "Press Ctrl-B for the iPXE command line"),
+    ]
+} else {
+    // It lies in flash at 0 and has its environment at 64 MiB; it has no driver for our console's
+    // 16550, and gives up when it looks for one.
+    &[(
+        "u_boot_reads_the_device_tree",
+        "u-boot.bin",
+        &["--ram", "0:2M", "--ram", "64M:256K", "--ram", "1G:256M", "--load", "0"],
+        "Resetting CPU",
+    )]
+};
+
+fn shows_its_text((_, file, options, text): &Foreign) {
+    let run = bivisor("run").arg(guests().join(file)).args(options).arg("--expect").arg(text);
+    let ran = run.patience(PATIENCE).finish();
+    assert_eq!(ran.status, 0, "{ran:?}");
+}
 
 /// The folder of what cross/guests.sh has fetched for this architecture.
 fn guests() -> PathBuf {
@@ -230,12 +262,13 @@ fn a_real_gdb_stops_at_start_kernel() {
 fn main() {
     let needs: &[common::Need] = &[kvm, fetched, whole_kernels];
     let boots = ROWS.iter().map(|row| trial(row.name, needs, || boots_to_a_shell(row)));
+    let foreign = FOREIGN.iter().map(|row| trial(row.0, needs, || shows_its_text(row)));
     let ends = common::cases! {
         a_reboot_ends_the_guest, kvm, fetched, whole_kernels;
         a_program_in_the_guest_ends_it_with_a_status, kvm, fetched, whole_kernels;
         a_panic_without_a_driver_is_a_reset, kvm, fetched, whole_kernels;
         a_real_gdb_stops_at_start_kernel, kvm, fetched, hardware_breakpoints;
     };
-    let trials: Vec<Trial> = boots.chain(ends).collect();
+    let trials: Vec<Trial> = boots.chain(foreign).chain(ends).collect();
     common::conclude(trials)
 }

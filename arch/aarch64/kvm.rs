@@ -151,9 +151,11 @@ pub fn prepare(
         places.reserve(at, len, "device tree")?;
         write_fdt(ram, &blob, at)?;
         registers.push((x(0), at));
-        let first = places.ram_start();
-        if places.reserve(first, len, "second device tree").is_ok() {
-            write_fdt(ram, &blob, first)?;
+        // Where code for QEMU's `virt` board looks for it, and where RAM begins.
+        for at in [layout::RAM_START, places.ram_start()] {
+            if places.reserve(at, len, "second device tree").is_ok() {
+                write_fdt(ram, &blob, at)?;
+            }
         }
     }
     registers.extend(start.registers.iter().map(|(register, value)| (register.0, *value)));

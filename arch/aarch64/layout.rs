@@ -88,7 +88,7 @@ pub const WINDOWS: &[Region] = &[
 const _: () = assert!(ascending_and_disjoint(WINDOWS));
 
 /// Where `virt` has RAM.
-const RAM_START: u64 = 0x4000_0000;
+pub const RAM_START: u64 = 0x4000_0000;
 
 /// Where a flat image goes, from the start of RAM: what kernels without an `Image` header were
 /// linked for since the first arm64 Linux (its `TEXT_OFFSET`).

@@ -121,6 +121,12 @@ impl Run {
         self
     }
 
+    /// Adds arguments.
+    pub fn args(mut self, args: &[&str]) -> Self {
+        self.command.args(args);
+        self
+    }
+
     /// Gives it `input` through a pipe that then ends.
     pub fn input(mut self, input: &[u8]) -> Self {
         self.input = input.to_vec();
