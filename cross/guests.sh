@@ -7,9 +7,11 @@ guests() {
   local arch=$1 deb new package
   guests=$cache/guests-$arch
   [ -d "$guests" ] && return
-  take_turn
+  nested "$arch"
+  # A turn of its own: what runs in between takes the other one.
+  exec {guests_turn}>"$cache/turn-guests"
+  flock "$guests_turn"
   if [ ! -d "$guests" ]; then
-    kernel "$arch"
     update_lists
     deb=$(debian_arch "$arch")
     say "downloading guests for $arch"
@@ -37,7 +39,7 @@ guests() {
     mv -T "$new/guests" "$guests"
     rm -rf "$new"
   fi
-  end_turn
+  exec {guests_turn}>&-
 }
 
 # stock_kernel FOLDER META-PACKAGE DEB NAME: the kernel that it depends on, as guests/NAME.
@@ -67,7 +69,7 @@ END
   (cd "$root" && find . | cpio -o -H newc --quiet >"$folder/symbols.cpio")
   rm -rf "$root"
   "${BASH_SOURCE[0]%/*}/run" "$arch" --file "$folder/cloud" --file "$folder/symbols.cpio" -- run cloud \
-    --initrd symbols.cpio --memory 256M --timeout 240s --cmdline "quiet nokaslr" 2>&1 </dev/null |
+    --initrd symbols.cpio --memory 256M --timeout 240s --cmdline "quiet nokaslr" 2>&1 </dev/null {guests_turn}>&- |
     tr -d '\r' | grep -E '^[0-9a-f]{16} [A-Za-z] [a-z_]+$' >"$folder/System.map"
   rm "$folder/symbols.cpio"
   [ "$(grep -c -E ' (_stext|start_kernel)$' "$folder/System.map")" = 2 ] ||

@@ -1,7 +1,6 @@
 //! What a machine is to be: the meaning of a command line, or what a library's user writes.
 
-use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
@@ -14,6 +13,7 @@ use crate::kernel::File;
 use crate::memory::{ImageMemory, RamRange};
 use crate::payload::Payload;
 use crate::payload::load::Wish;
+use crate::trace::Trace;
 
 /// Where the debug console lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,7 +91,11 @@ pub struct Config {
     /// The device accesses that the guest may make.
     pub max_exits: Option<u64>,
     /// Where each exit is shown, if anywhere.
-    pub trace: Option<fs::File>,
+    pub trace: Option<Trace>,
+    /// When the time before the guest's first instruction began.
+    pub began: Instant,
+    /// Tells when the guest first printed something, and first showed each of these texts.
+    pub marks: Option<Vec<String>>,
     /// Where a debugger connects. The guest waits for it before its first instruction.
     pub gdb: Option<Listener>,
     /// Ends the guest on SIGINT, SIGTERM, SIGHUP and SIGQUIT, with that signal as its cause.
@@ -137,6 +141,8 @@ impl Config {
             timeout: None,
             max_exits: None,
             trace: None,
+            began: Instant::now(),
+            marks: None,
             gdb: None,
             catch_signals: false,
         }

@@ -24,6 +24,7 @@ use crate::kick::Kick;
 use crate::machine::Machine;
 use crate::outcome::{CpuReport, Outcome};
 use crate::run::{Hold, Run, Shared, run_until_stop};
+use crate::trace::Summary;
 use crate::{sys, terminal};
 
 /// Signals that end a guest.
@@ -167,7 +168,13 @@ impl Machine {
         let first = ending.first.into_inner().unwrap_or_else(PoisonError::into_inner);
         let (mut stop, vcpu) =
             first.expect("the threads end only when something ended the machine");
-        let written = self.trace.as_ref().map_or(Ok(()), |trace| trace.summary(&exits, &self.bus));
+        let mut timeline = self.timeline.clone();
+        self.output.moments().into_iter().for_each(|(name, at)| timeline.seen(name, at));
+        timeline.seen("end", began + run_time);
+        let cpu_exits: Vec<_> = journals.iter().map(|journal| journal.counts.total()).collect();
+        let (counts, bus) = (&exits, &self.bus);
+        let summary = Summary { counts, per_cpu: &cpu_exits, bus, timeline: &timeline };
+        let written = self.trace.as_ref().map_or(Ok(()), |trace| trace.summary(&summary));
         if let Err(error) = written.context("write the trace")
             && !matches!(stop, Stop::Failed(_))
         {
@@ -183,7 +190,8 @@ impl Machine {
             false => Vec::new(),
         };
         let last_line = self.output.last_line();
-        Outcome { stop, vcpu, exits, build_time: self.build_time, run_time, cpus, last_line }
+        let input = self.input.clone();
+        Outcome { stop, vcpu, exits, cpu_exits, timeline, run_time, cpus, last_line, input }
     }
 
     /// What every vCPU looks like; one whose state KVM does not tell is left out.

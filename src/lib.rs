@@ -59,6 +59,7 @@ pub mod places;
 pub mod run;
 pub mod sys;
 pub mod terminal;
+pub mod timeline;
 pub mod trace;
 pub mod verdict;
 

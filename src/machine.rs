@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use kvm_ioctls::{Cap, Kvm, VmFd};
@@ -16,7 +16,7 @@ use crate::arch::{self, layout};
 use crate::board::{Board, Extra, Start};
 use crate::bus::{Bus, Device};
 use crate::config::{Config, Memory};
-use crate::console::watch::Watch;
+use crate::console::watch::{Wanted, Watch};
 use crate::console::{Input, Output};
 use crate::devices::cmos::{self, Cmos};
 use crate::devices::debug_console::DebugConsole;
@@ -35,6 +35,7 @@ use crate::payload::cache::Cache;
 use crate::payload::image::{Image, Unpacking};
 use crate::payload::{Payload, load};
 use crate::places::Places;
+use crate::timeline::Timeline;
 use crate::trace::Trace;
 use crate::{kick, sys};
 
@@ -83,13 +84,14 @@ pub struct Machine {
     pub(crate) expects: bool,
     pub(crate) exit_limit: Option<(AtomicU64, u64)>,
     pub(crate) catch_signals: bool,
-    pub(crate) build_time: Duration,
+    pub(crate) timeline: Timeline,
 }
 
 impl Machine {
     /// Builds the machine that `config` describes.
     pub fn build(config: Config) -> Result<Self> {
-        let began = Instant::now();
+        let mut timeline = Timeline::new(config.began);
+        timeline.reached("options");
         // What can be refused without KVM comes first.
         let mode = config.arch_mode()?;
         let machine = config.arch_machine()?;
@@ -97,15 +99,19 @@ impl Machine {
         let kvm = open_kvm()?;
         check_capabilities(&kvm, config.cpus)?;
         let ranges = ram_ranges(&config.memory, arch::address_limit(&kvm))?;
+        timeline.reached("KVM");
         let protocol = config.wish.protocol.as_deref();
         let image = read_image(config.payload, config.cache, protocol, &ranges)?;
+        timeline.reached("image");
         let ram_start = ranges.first().map_or(0, |range| range.start);
         let way = load::choose(&image, ram_start, protocol, mode, &arch::RULES)?;
         let machine = machine.unwrap_or(way.mode.machine(way.takes));
         let vm = arch::create_vm(&kvm, ranges.last().map_or(0, |range| range.end()))?;
         let ram = GuestRam::new(ranges)?.with_images(config.image_memory);
         ram.add_slots(&vm)?;
+        timeline.reached("VM and RAM");
         let chips = arch::before_vcpus(&kvm, &vm, config.cpus, machine)?;
+        timeline.reached("interrupt chips");
 
         let event = |flags| EventFd::new(flags).context("create an eventfd");
         let wake = Arc::new(event(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
@@ -113,10 +119,15 @@ impl Machine {
         let stopping = Arc::new(AtomicBool::new(false));
         let console = config.console;
         let to = (console.output, console.name, console.nature);
-        let last_line = config.no_progress.is_some();
-        let watch = Watch::new(&config.expect, &config.fail_on, last_line);
+        let watch = Watch::new(&Wanted {
+            expect: &config.expect,
+            fail_on: &config.fail_on,
+            marks: config.marks.as_deref().unwrap_or_default(),
+            line: config.no_progress.is_some(),
+            timed: config.marks.is_some(),
+        });
         let output = Arc::new(Output::new(to, wake.clone(), stopping.clone(), watch));
-        let input = Input::new(console.input, console.nature, stopped.clone());
+        let input = Input::new(console.before, console.input, console.nature, stopped.clone());
         let exit_register = config.exit_register.unwrap_or(layout::EXIT_REGISTER);
         let line = machine
             .has_platform()
@@ -130,6 +141,8 @@ impl Machine {
         let debug = config.debug_console;
         let bus = devices.insert_all(machine, exit_register, debug, irq, &output, &input)?;
 
+        timeline.reached("devices");
+
         let mut places = Places::new(ram.ranges());
         let entry = load::load(&image, &ram, &mut places, &config.wish, &way, &arch::RULES)?;
         way.mode.avoids().iter().for_each(|range| places.avoid(*range));
@@ -137,9 +150,11 @@ impl Machine {
         let (cmdline, files) = (&config.cmdline, &config.initrds);
         let given = Given { image: &config.name, cmdline, files };
         let mut kernel = given.place(way.takes, &ram, &mut places)?;
+        timeline.reached("load");
         kernel.header = way.header;
         let start = Start { mode: way.mode, entry, registers, kernel };
         let entry = arch::prepare(&ram, &mut places, &board, &start, &chips)?;
+        timeline.reached("tables");
         let vcpus: Vec<_> = (0..config.cpus)
             .map(|index| {
                 arch::Vcpu::new(&vm, &chips, index, &entry)
@@ -153,6 +168,7 @@ impl Machine {
         kick::install_handler()?;
         let debugger = |listener| Debugger::new(listener, arch::debug_slots(&kvm, &vm));
         let debugger = config.gdb.map(debugger).transpose()?;
+        timeline.reached("vCPUs");
         Ok(Self {
             vcpus,
             _chips: chips,
@@ -165,13 +181,13 @@ impl Machine {
             wake,
             stopped,
             stopping,
-            trace: config.trace.map(Trace),
+            trace: config.trace,
             timeout: config.timeout,
             no_progress: config.no_progress,
             expects: !config.expect.is_empty(),
             exit_limit: config.max_exits.map(|limit| (AtomicU64::new(limit), limit)),
             catch_signals: config.catch_signals,
-            build_time: began.elapsed(),
+            timeline,
         })
     }
 }

@@ -1,9 +1,12 @@
 //! How a run ended: what it is called, which process status it gives, and what a verdict needs.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::console::Input;
 use crate::exit::{CpuState, Stop};
 use crate::journal::{Access, Counts};
+use crate::timeline::Timeline;
 
 /// Process statuses that are no status of the guest's own.
 pub mod status {
@@ -111,7 +114,6 @@ pub struct CpuReport {
 }
 
 /// How a run ended.
-#[derive(Debug)]
 pub struct Outcome {
     /// Why.
     pub stop: Stop,
@@ -119,14 +121,24 @@ pub struct Outcome {
     pub vcpu: Option<usize>,
     /// Exits of all vCPUs.
     pub exits: Counts,
-    /// From the start of building the machine to its first instruction.
-    pub build_time: Duration,
-    /// From there to the end.
+    /// Exits of each vCPU.
+    pub cpu_exits: Vec<u64>,
+    /// What the time up to the guest's first instruction was spent on, and moments of its life.
+    pub timeline: Timeline,
+    /// From the guest's first instruction to its end.
     pub run_time: Duration,
     /// Every vCPU, where [`Stop::shows_cpus`].
     pub cpus: Vec<CpuReport>,
     /// The last line that the console showed and that was not blank, where it was watched.
     pub last_line: Option<String>,
+    pub(crate) input: Arc<Input>,
+}
+
+impl Outcome {
+    /// Input that was read for the guest and that it has not taken. Its reading has ended then.
+    pub fn unread(&self) -> Vec<u8> {
+        self.input.unread()
+    }
 }
 
 #[cfg(test)]

@@ -6,6 +6,8 @@
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use std::time::Instant;
+
 use anyhow::{Context, Result};
 
 use crate::bus::Bus;
@@ -45,12 +47,14 @@ impl Shared<'_> {
         vcpu: usize,
         access: Access,
         index: Option<usize>,
+        since: Option<Instant>,
         journal: &mut Journal,
     ) -> ControlFlow<Stop> {
         journal.note(access, index);
         if let Some(trace) = self.trace {
             let name = index.map(|index| self.bus.name(index));
-            if let Err(error) = trace.access(vcpu, &access, name).context("write the trace") {
+            let written = trace.access(vcpu, &access, name, since);
+            if let Err(error) = written.context("write the trace") {
                 return ControlFlow::Break(Stop::Failed(error));
             }
         }
@@ -74,6 +78,7 @@ impl Shared<'_> {
         data: &[u8],
         journal: &mut Journal,
     ) -> ControlFlow<Stop> {
+        let since = self.trace.and_then(Trace::clock);
         let place = self.bus.find(at, width);
         let mut stop = ControlFlow::Continue(());
         if let Some(place) = place {
@@ -86,7 +91,7 @@ impl Shared<'_> {
         }
         let access = Access::new(Kind::of(at.space, true), at, width, data);
         // The device's own reason to stop comes before a limit's.
-        let limit = self.done(vcpu, access, place.map(|place| place.index), journal);
+        let limit = self.done(vcpu, access, place.map(|place| place.index), since, journal);
         stop?;
         limit
     }
@@ -99,6 +104,7 @@ impl Shared<'_> {
         data: &mut [u8],
         journal: &mut Journal,
     ) -> ControlFlow<Stop> {
+        let since = self.trace.and_then(Trace::clock);
         let place = self.bus.find(at, width);
         match place {
             Some(place) => data.chunks_exact_mut(width).for_each(|item| self.bus.read(place, item)),
@@ -106,7 +112,7 @@ impl Shared<'_> {
             None => data.fill(0xff),
         }
         let access = Access::new(Kind::of(at.space, false), at, width, data);
-        self.done(vcpu, access, place.map(|place| place.index), journal)
+        self.done(vcpu, access, place.map(|place| place.index), since, journal)
     }
 }
 

@@ -4,12 +4,22 @@ use std::ffi::{CStr, OsString, c_char, c_int};
 use std::fs::File;
 use std::mem;
 use std::os::unix::ffi::OsStringExt;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use bivisor::outcome::status;
 
 /// Whether standard output was closed when the program began.
 static STDOUT_CLOSED: AtomicBool = AtomicBool::new(false);
+
+/// When the program began.
+static BEGAN: OnceLock<Instant> = OnceLock::new();
+
+/// When the program began, or else now.
+pub fn began() -> Instant {
+    *BEGAN.get_or_init(Instant::now)
+}
 
 /// Whether standard output was closed when the program began.
 pub fn stdout_was_closed() -> bool {
@@ -35,6 +45,7 @@ fn fill_standard_streams() -> std::io::Result<()> {
 #[cfg_attr(not(test), unsafe(no_mangle))]
 #[cfg_attr(test, allow(dead_code, reason = "the test harness has a main of its own"))]
 extern "C" fn main(argc: c_int, argv: *const *const c_char) -> c_int {
+    began();
     // A reader that is gone is an error of a write, not a death.
     // SAFETY: SIG_IGN is no handler that could do something unsafe.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };

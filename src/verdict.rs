@@ -28,6 +28,9 @@ pub struct Verdict {
     vcpu: Option<usize>,
     /// `build`, `run`, `cpu`.
     times_ms: BTreeMap<&'static str, f64>,
+    /// How often the guest was started anew, where it was.
+    #[serde(skip_serializing_if = "is_zero")]
+    reboots: u64,
     /// By kind, and `total`.
     exits: BTreeMap<&'static str, u64>,
     /// The last line that the console showed, after no progress or with a text watched for.
@@ -69,7 +72,16 @@ fn repeated((access, times): &(Access, u64)) -> String {
     }
 }
 
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
 impl Verdict {
+    /// The same, of a guest that had been started anew `reboots` times.
+    pub fn after(self, reboots: u64) -> Self {
+        Self { reboots, ..self }
+    }
+
     /// The verdict on `outcome`.
     pub fn new(outcome: &Outcome) -> Self {
         use crate::exit::Stop;
@@ -89,11 +101,12 @@ impl Verdict {
             reason: stop.explanation(),
             vcpu: outcome.vcpu,
             times_ms: [
-                ("build", millis(outcome.build_time)),
+                ("build", millis(outcome.timeline.start())),
                 ("run", millis(outcome.run_time)),
                 ("cpu", millis(crate::sys::cpu_time())),
             ]
             .into(),
+            reboots: 0,
             exits,
             last_line: outcome.last_line.clone(),
             vcpus: outcome
@@ -122,6 +135,7 @@ impl Verdict {
             reason: Some(format!("{error:#}")),
             vcpu: None,
             times_ms: BTreeMap::new(),
+            reboots: 0,
             exits: BTreeMap::new(),
             last_line: None,
             vcpus: Vec::new(),

@@ -78,9 +78,9 @@ impl ConsoleOptions {
     }
 
     /// Has `config` watch the console.
-    pub fn watch(self, config: &mut Config) {
-        config.expect = self.expect;
-        config.fail_on = self.fail_on;
+    pub fn watch(&self, config: &mut Config) {
+        config.expect.clone_from(&self.expect);
+        config.fail_on.clone_from(&self.fail_on);
         config.no_progress = self.no_progress;
     }
 }
@@ -101,6 +101,7 @@ fn standard() -> Result<Console> {
     Ok(Console {
         output: own(io::stdout().as_fd(), &name)?,
         name,
+        before: Vec::new(),
         input: Some(own(io::stdin().as_fd(), "standard input")?),
         nature: Nature::Standard,
     })
@@ -112,7 +113,7 @@ fn pty() -> Result<Console> {
     let input = output.try_clone().context("open a pseudo-terminal")?;
     let told = writeln!(io::stderr(), "bivisor: the console is {path}");
     told.context("tell the console's path on standard error")?;
-    Ok(Console { output, name: path, input: Some(input), nature: Nature::Pty })
+    Ok(Console { output, name: path, before: Vec::new(), input: Some(input), nature: Nature::Pty })
 }
 
 #[cfg(test)]

@@ -121,7 +121,16 @@ struct Limits {
     /// End the guest after this many exits to devices, with status 124
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     max_exits: Option<u64>,
-    /// Show each exit in words, on standard error or in FILE
+    /// Start the guest anew when it asks for a reset, instead of ending with status 120
+    #[arg(long)]
+    reboot: bool,
+    /// Show what the time up to the guest's first instruction was spent on, and when it printed what, on standard error
+    #[arg(long)]
+    timings: bool,
+    /// Tell when the console first shows TEXT, in --timings and --trace=FILE.json (repeatable)
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    mark: Vec<String>,
+    /// Show each exit in words, on standard error or in FILE; in FILE.json as events for Perfetto or chrome://tracing
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = "-")]
     trace: Option<PathBuf>,
     #[command(flatten)]

@@ -1,14 +1,18 @@
 //! `hello` and `run`: from options to a machine, and from its outcome to a status.
 
+use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 
 use bivisor::archive::pack;
 use bivisor::config::{Config, Memory};
+use bivisor::console::Console;
+use bivisor::exit::Stop;
 use bivisor::gdb::Listener;
 use bivisor::guests;
 use bivisor::kernel;
@@ -16,33 +20,32 @@ use bivisor::machine::Machine;
 use bivisor::outcome::{Outcome, status};
 use bivisor::payload::load::Wish;
 use bivisor::payload::{BadImage, Payload};
+use bivisor::trace::Trace;
 use bivisor::verdict::{Verdict, report};
 
-use super::console::{ConsoleOptions, own};
+use super::console::own;
 use super::{Limits, Run};
 
 /// `bivisor hello`.
 pub fn hello(limits: Limits) -> Result<u8> {
     let guest = guests::find("hello").expect("it is embedded");
-    let build =
-        |console: &ConsoleOptions| Ok(Config::new(Payload::Bytes(guest.image), console.open()?));
-    start(build, limits)
+    start(|console| Ok(Config::new(Payload::Bytes(guest.image), console)), &limits)
 }
 
 /// `bivisor run FILE`.
 pub fn image(options: Run) -> Result<u8> {
     let path = options.file.display().to_string();
-    let build = |console: &ConsoleOptions| {
+    let build = |console: Console| {
         let payload = Payload::open(&options.file).context(path.clone())?;
-        let mut config = Config::new(payload, console.open()?);
+        let mut config = Config::new(payload, console);
         config.cache = !options.no_cache;
         config.name = name_of(&options.file);
-        let protocol = options.entry_protocol;
+        let protocol = options.entry_protocol.clone();
         config.wish = Wish { load: options.load, entry: options.entry, protocol };
-        config.mode = options.mode;
-        config.machine = options.machine;
-        config.registers = options.reg;
-        config.cmdline = options.cmdline;
+        config.mode = options.mode.clone();
+        config.machine = options.machine.clone();
+        config.registers = options.reg.clone();
+        config.cmdline = options.cmdline.clone();
         for path in &options.initrd {
             let bytes = Payload::open(path).with_context(|| path.display().to_string())?;
             config.initrds.push(kernel::File { name: name_of(path), bytes });
@@ -55,7 +58,7 @@ pub fn image(options: Run) -> Result<u8> {
             config.memory = Memory::Size(size);
         }
         if !options.ram.is_empty() {
-            config.memory = Memory::Ranges(options.ram);
+            config.memory = Memory::Ranges(options.ram.clone());
         }
         config.image_memory = options.image_memory;
         for folder in &options.initrd_dir {
@@ -72,7 +75,7 @@ pub fn image(options: Run) -> Result<u8> {
         }
         _ => error,
     };
-    start(build, options.limits).map_err(named)
+    start(build, &options.limits).map_err(named)
 }
 
 /// The name of the file at `path`, without folders.
@@ -96,49 +99,89 @@ fn verdict_file(limits: &Limits) -> Result<Option<File>> {
     Ok(Some(file))
 }
 
-/// Builds the machine that `build` configures, runs it and tells how it ended.
-fn start(build: impl FnOnce(&ConsoleOptions) -> Result<Config>, limits: Limits) -> Result<u8> {
-    // Opened first: a verdict that can't be written is known before the guest runs.
-    let verdict = verdict_file(&limits)?;
-    let built = build(&limits.console).and_then(|mut config| {
-        limits.console.watch(&mut config);
-        config.timeout = limits.timeout;
-        config.max_exits = limits.max_exits;
-        config.catch_signals = true;
-        config.trace = match &limits.trace {
-            None => None,
-            Some(path) if path == Path::new("-") => {
-                Some(own(io::stderr().as_fd(), "standard error")?)
-            }
-            Some(path) => Some(create(path)?),
-        };
-        let gdb = config.gdb.as_ref().map(|gdb| (gdb.address().to_string(), gdb.command()));
-        let machine = Machine::build(config)?;
-        if let Some((address, command)) = gdb {
-            crate::complain(&format!("waiting for gdb on {address}: {command}"));
+/// Where `--trace` goes: lines of words or, into a file of that name, JSON.
+fn trace(limits: &Limits, began: Instant) -> Result<Option<Trace>> {
+    Ok(match &limits.trace {
+        None => None,
+        Some(path) if path == Path::new("-") => {
+            Some(Trace::words(own(io::stderr().as_fd(), "standard error")?))
         }
-        Ok(machine)
-    });
-    match built {
-        Ok(machine) => {
-            let outcome = machine.run();
-            if let Some(mut file) = verdict {
-                write_verdict(&mut file, &Verdict::new(&outcome))?;
-            }
+        Some(path) if path.extension().is_some_and(|extension| extension == "json") => {
+            Some(Trace::events(create(path)?, began))
+        }
+        Some(path) => Some(Trace::words(create(path)?)),
+    })
+}
+
+/// Builds the machine that `build` configures, runs it, again after a reset if that is wanted, and
+/// tells how it ended.
+fn start(build: impl Fn(Console) -> Result<Config>, limits: &Limits) -> Result<u8> {
+    // Opened first: a verdict that can't be written is known before the guest runs.
+    let mut verdict = verdict_file(limits)?;
+    let mut tell = |verdict_is: Verdict| match &mut verdict {
+        Some(file) => file.write_all(verdict_is.json().as_bytes()).context("write the verdict"),
+        None => Ok(()),
+    };
+    match run(build, limits) {
+        Ok((outcome, reboots)) => {
+            tell(Verdict::new(&outcome).after(reboots))?;
             explain(&outcome);
             Ok(outcome.stop.status())
         }
         Err(error) => {
-            if let Some(mut file) = verdict {
-                write_verdict(&mut file, &Verdict::refused(&error, status_of(&error)))?;
-            }
+            tell(Verdict::refused(&error, status_of(&error)))?;
             Err(error)
         }
     }
 }
 
-fn write_verdict(file: &mut File, verdict: &Verdict) -> Result<()> {
-    file.write_all(verdict.json().as_bytes()).context("write the verdict")
+/// Runs machines until one is not to be started again; gives its end, and how many there were
+/// before it.
+fn run(build: impl Fn(Console) -> Result<Config>, limits: &Limits) -> Result<(Outcome, u64)> {
+    let mut console = limits.console.open()?;
+    let began = crate::start::began();
+    let mut trace = trace(limits, began)?;
+    let (mut timeout, mut max_exits) = (limits.timeout, limits.max_exits);
+    for reboots in 0.. {
+        let mut config = build(console.try_clone().context("copy the console's files")?)?;
+        limits.console.watch(&mut config);
+        config.timeout = timeout;
+        config.max_exits = max_exits;
+        config.catch_signals = true;
+        // The first machine's alone: a trace has one end.
+        config.trace = trace.take();
+        config.began = if reboots == 0 { began } else { Instant::now() };
+        config.marks = (limits.timings || !limits.mark.is_empty() || config.trace.is_some())
+            .then(|| limits.mark.clone());
+        let gdb = config.gdb.as_ref().map(|gdb| (gdb.address().to_string(), gdb.command()));
+        let machine = Machine::build(config)?;
+        if let Some((address, command)) = gdb {
+            crate::complain(&format!("waiting for gdb on {address}: {command}"));
+        }
+        let outcome = machine.run();
+        if limits.timings {
+            // Nobody is left to tell when standard error can't be written.
+            let _ = io::stderr().write_all(timings(&outcome).as_bytes());
+        }
+        timeout = timeout.map(|left| left.saturating_sub(outcome.run_time));
+        max_exits = max_exits.map(|left| left.saturating_sub(outcome.exits.total()));
+        let over = timeout.is_some_and(|left| left.is_zero()) || max_exits == Some(0);
+        if !limits.reboot || !matches!(outcome.stop, Stop::Reset) || over {
+            return Ok((outcome, reboots));
+        }
+        crate::complain(&format!("the guest asked for a reset: start number {}", reboots + 2));
+        console.before = outcome.unread();
+    }
+    unreachable!("nobody counts to the end")
+}
+
+/// The table of `--timings`.
+fn timings(outcome: &Outcome) -> String {
+    let mut text = outcome.timeline.table();
+    for (index, exits) in outcome.cpu_exits.iter().enumerate() {
+        let _ = writeln!(text, "{:<32} {exits:>10}", format!("exits of vCPU {index}"));
+    }
+    text
 }
 
 /// Says why the guest ended where that was not its own wish, and where its CPUs were.

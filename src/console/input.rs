@@ -18,6 +18,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
@@ -55,6 +56,7 @@ pub struct Input {
     started: AtomicBool,
     /// Not owned: the devices own the input.
     listeners: Mutex<Vec<Weak<dyn Listener>>>,
+    reader: Mutex<Option<JoinHandle<()>>>,
     nature: Nature,
 }
 
@@ -71,17 +73,25 @@ struct Queue {
 }
 
 impl Input {
-    /// Input from `file`, or none at all. `stop` becomes readable when the machine stops.
-    pub fn new(file: Option<File>, nature: Nature, stop: Arc<EventFd>) -> Arc<Self> {
+    /// Input of the bytes `before`, then from `file`, if there is one. `stop` becomes readable when
+    /// the machine stops.
+    pub fn new(
+        before: Vec<u8>,
+        file: Option<File>,
+        nature: Nature,
+        stop: Arc<EventFd>,
+    ) -> Arc<Self> {
         let ended = file.is_none();
         let source = file.map(|file| (file, stop));
-        let queue = Queue { bytes: VecDeque::new(), ended, source, stopping: false };
+        let ready = ended || !before.is_empty();
+        let queue = Queue { bytes: before.into(), ended, source, stopping: false };
         Arc::new(Self {
             queue: Mutex::new(queue),
             changed: Condvar::new(),
-            ready: AtomicBool::new(ended),
+            ready: AtomicBool::new(ready),
             started: AtomicBool::new(ended),
             listeners: Mutex::default(),
+            reader: Mutex::default(),
             nature,
         })
     }
@@ -120,9 +130,14 @@ impl Input {
         if let Some((file, stop)) = queue.source.take().filter(|_| !queue.stopping) {
             let input = self.clone();
             let reader = std::thread::Builder::new().name("input".into());
-            if reader.spawn(move || input.read_all(file, &stop)).is_err() {
-                queue.ended = true;
-                self.ready.store(true, Ordering::Release);
+            match reader.spawn(move || input.read_all(file, &stop)) {
+                Ok(reader) => {
+                    *self.reader.lock().unwrap_or_else(PoisonError::into_inner) = Some(reader);
+                }
+                Err(_) => {
+                    queue.ended = true;
+                    self.ready.store(true, Ordering::Release);
+                }
             }
         }
     }
@@ -174,6 +189,14 @@ impl Input {
             // No thread of ours makes it raw again, see `may_read`.
             terminal::leave();
         }
+    }
+
+    /// What was read for the guest and not taken, once the machine has stopped: the reading ends.
+    pub fn unread(&self) -> Vec<u8> {
+        let reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // What it had to say went into the queue.
+        let _ = reader.map(JoinHandle::join);
+        self.lock().bytes.drain(..).collect()
     }
 
     /// Whether signals that stop and continue this process concern a terminal of this input.

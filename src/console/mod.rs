@@ -10,6 +10,7 @@ pub mod output;
 pub mod watch;
 
 use std::fs::File;
+use std::io;
 
 pub use input::{EOT, Input, Listener};
 pub use output::{Output, PATIENCE};
@@ -20,6 +21,8 @@ pub struct Console {
     pub output: File,
     /// What messages call that.
     pub name: String,
+    /// Input in front of what is read.
+    pub before: Vec<u8>,
     /// Where the guest's input comes from; without it the guest sees an end of file at once.
     pub input: Option<File>,
     /// What is peculiar about the two.
@@ -42,6 +45,18 @@ pub enum Nature {
 impl Console {
     /// A console between two files.
     pub fn new(output: File, input: Option<File>) -> Self {
-        Self { output, name: "the console's file".into(), input, nature: Nature::Files }
+        let (name, before) = ("the console's file".into(), Vec::new());
+        Self { output, name, before, input, nature: Nature::Files }
+    }
+
+    /// The same console for another machine.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self {
+            output: self.output.try_clone()?,
+            name: self.name.clone(),
+            before: self.before.clone(),
+            input: self.input.as_ref().map(File::try_clone).transpose()?,
+            nature: self.nature,
+        })
     }
 }

@@ -10,7 +10,7 @@ use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use vmm_sys_util::eventfd::EventFd;
@@ -85,6 +85,11 @@ impl Output {
             let _ = self.wake.write(1);
         }
         flow
+    }
+
+    /// What of the output was timed.
+    pub fn moments(&self) -> Vec<(String, Instant)> {
+        self.lock().watch.as_ref().map(Watch::moments).unwrap_or_default()
     }
 
     /// The last line that was printed, if it was watched for.
@@ -174,6 +179,7 @@ mod tests {
     use std::os::fd::OwnedFd;
 
     use super::*;
+    use crate::console::watch::Wanted;
 
     fn pipe() -> (io::PipeReader, File) {
         let (reader, writer) = io::pipe().unwrap();
@@ -209,7 +215,7 @@ mod tests {
     fn a_watched_text_breaks_and_is_still_written() {
         let (mut reader, file) = pipe();
         let wake = Arc::new(EventFd::new(0).unwrap());
-        let watch = Watch::new(&["login:".into()], &[], false);
+        let watch = Watch::new(&Wanted { expect: &["login:".into()], ..Wanted::default() });
         let output = output(file, &wake, watch);
         assert!(output.push(b"log").is_continue());
         let stop = output.push(b"in: never").break_value();

@@ -4,6 +4,7 @@
 //! one table as long as the text, and no second look at a byte, however the output was cut up.
 
 use std::ops::ControlFlow;
+use std::time::Instant;
 
 use crate::exit::Stop;
 
@@ -57,24 +58,47 @@ impl Text {
 #[derive(Default)]
 struct Line(Vec<u8>);
 
+/// What is to be watched for.
+#[derive(Clone, Copy, Default)]
+pub struct Wanted<'a> {
+    /// Texts that end the guest well.
+    pub expect: &'a [String],
+    /// Texts that end it badly.
+    pub fail_on: &'a [String],
+    /// Texts whose first showing is timed.
+    pub marks: &'a [String],
+    /// Keep the last line.
+    pub line: bool,
+    /// Tell when what was printed.
+    pub timed: bool,
+}
+
 /// What the output is watched for.
 pub struct Watch {
     expected: Vec<Text>,
     failing: Vec<Text>,
+    /// Texts of which the first showing is timed, and its time.
+    marks: Vec<(Text, Option<Instant>)>,
+    /// When the first byte was printed.
+    first: Option<Instant>,
+    timed: bool,
     /// The line that is being printed, and the last one before it that was not blank.
     line: Line,
     before: Line,
 }
 
 impl Watch {
-    /// Watches for the texts `expect` and `fail_on`, or only for the last line (`line`); nothing
-    /// if none is asked for.
-    pub fn new(expect: &[String], fail_on: &[String], line: bool) -> Option<Self> {
+    /// Watches for what is wanted; nothing if nothing is.
+    pub fn new(wanted: &Wanted<'_>) -> Option<Self> {
         let texts = |texts: &[String]| texts.iter().map(|text| Text::new(text)).collect();
-        let wanted = line || !expect.is_empty() || !fail_on.is_empty();
-        wanted.then(|| Self {
+        let Wanted { expect, fail_on, marks, line, timed } = *wanted;
+        let any = line || timed || !expect.is_empty() || !fail_on.is_empty() || !marks.is_empty();
+        any.then(|| Self {
             expected: texts(expect),
             failing: texts(fail_on),
+            marks: marks.iter().map(|text| (Text::new(text), None)).collect(),
+            first: None,
+            timed,
             line: Line::default(),
             before: Line::default(),
         })
@@ -84,6 +108,9 @@ impl Watch {
     /// completes several, the bad news count.
     pub fn see(&mut self, byte: u8) -> ControlFlow<Stop> {
         self.keep(byte);
+        if self.timed {
+            self.time(byte);
+        }
         // All of them look at every byte: no short cut.
         let expected = self.expected.iter_mut().fold(false, |any, text| text.see(byte) | any);
         let mut stop = expected.then_some(Stop::Expected);
@@ -94,6 +121,24 @@ impl Watch {
             }
         }
         stop.map_or(ControlFlow::Continue(()), ControlFlow::Break)
+    }
+
+    fn time(&mut self, byte: u8) {
+        self.first.get_or_insert_with(Instant::now);
+        for (text, at) in self.marks.iter_mut().filter(|(_, at)| at.is_none()) {
+            if text.see(byte) {
+                *at = Some(Instant::now());
+            }
+        }
+    }
+
+    /// When the first byte and each mark that was shown were printed.
+    pub fn moments(&self) -> Vec<(String, Instant)> {
+        let first = self.first.map(|at| ("first output".into(), at));
+        let marks = self.marks.iter().filter_map(|(text, at)| {
+            at.map(|at| (format!("{:?}", String::from_utf8_lossy(&text.bytes)), at))
+        });
+        first.into_iter().chain(marks).collect()
     }
 
     fn keep(&mut self, byte: u8) {
@@ -127,7 +172,13 @@ mod tests {
     /// After how many bytes of `output` the watch breaks, and with what.
     fn watch(expect: &[&str], fail_on: &[&str], output: &[u8]) -> Option<(usize, String)> {
         let own = |texts: &[&str]| texts.iter().map(|text| text.to_string()).collect::<Vec<_>>();
-        let mut watch = Watch::new(&own(expect), &own(fail_on), true).unwrap();
+        let mut watch = Watch::new(&Wanted {
+            expect: &own(expect),
+            fail_on: &own(fail_on),
+            line: true,
+            ..Wanted::default()
+        })
+        .unwrap();
         output.iter().enumerate().find_map(|(at, &byte)| match watch.see(byte).break_value()? {
             Stop::Expected => Some((at + 1, "expected".into())),
             Stop::FailOn(text) => Some((at + 1, text)),
@@ -171,7 +222,7 @@ mod tests {
             ("one\ntwo\n", "two"),
             (&"x".repeat(100_000), &"x".repeat(LINE_LEN)),
         ] {
-            let mut watch = Watch::new(&[], &[], true).unwrap();
+            let mut watch = Watch::new(&Wanted { line: true, ..Wanted::default() }).unwrap();
             output.bytes().for_each(|byte| assert!(watch.see(byte).is_continue()));
             assert_eq!(watch.last_line(), line);
             assert!(watch.line.0.capacity() <= LINE_LEN && watch.before.0.capacity() <= LINE_LEN);
@@ -180,6 +231,21 @@ mod tests {
 
     #[test]
     fn nothing_is_watched_unless_asked_for() {
-        assert!(Watch::new(&[], &[], false).is_none());
+        assert!(Watch::new(&Wanted::default()).is_none());
+    }
+
+    #[test]
+    fn the_first_byte_and_the_first_showing_of_each_mark_are_timed() {
+        let marks = ["login:".to_owned(), "never".to_owned()];
+        let wanted = Wanted { marks: &marks, timed: true, ..Wanted::default() };
+        let mut watch = Watch::new(&wanted).unwrap();
+        assert!(watch.moments().is_empty());
+        assert!(b"boot\nlogin:".iter().all(|byte| watch.see(*byte).is_continue()));
+        let moments = watch.moments();
+        let names: Vec<_> = moments.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["first output", "\"login:\""]);
+        assert!(moments[0].1 <= moments[1].1);
+        assert!(b" login:".iter().all(|byte| watch.see(*byte).is_continue()));
+        assert_eq!(watch.moments(), moments);
     }
 }

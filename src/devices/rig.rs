@@ -34,7 +34,7 @@ impl<D: Device> Rig<D> {
         let stopping: Arc<AtomicBool> = Arc::default();
         let to = (file(output.into()), "test".into(), Nature::Files);
         let output = Arc::new(Output::new(to, event(), stopping, None));
-        let input = Input::new(Some(file(input.into())), Nature::Files, event());
+        let input = Input::new(Vec::new(), Some(file(input.into())), Nature::Files, event());
         let edges = EventFd::new(libc::EFD_NONBLOCK).unwrap();
         let irq = Irq::new(edges.try_clone().unwrap());
         let device = device(output, input.clone(), irq);

@@ -283,5 +283,12 @@ impl Device for Serial {
     }
 }
 
+/// What the guest has not read is another's, if there is one after a reset.
+impl Drop for Port {
+    fn drop(&mut self) {
+        self.put_back();
+    }
+}
+
 #[cfg(test)]
 mod tests;

@@ -13,7 +13,7 @@ fn event() -> Arc<EventFd> {
 fn from_pipe() -> (Arc<Input>, io::PipeWriter) {
     let (reader, writer) = io::pipe().unwrap();
     let file = File::from(OwnedFd::from(reader));
-    (Input::new(Some(file), Nature::Files, event()), writer)
+    (Input::new(Vec::new(), Some(file), Nature::Files, event()), writer)
 }
 
 fn soon<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
@@ -46,7 +46,7 @@ fn input_comes_whole_and_in_order_and_ends_with_one_eot() {
 
 #[test]
 fn without_a_file_there_is_only_an_eot() {
-    let input = Input::new(None, Nature::Files, event());
+    let input = Input::new(Vec::new(), None, Nature::Files, event());
     assert!(input.look());
     assert_eq!((input.next(), input.next()), (Some(EOT), None));
     assert!(!input.look());
