@@ -16,6 +16,8 @@ mod mapping;
 mod protocols;
 #[path = "boot/reports.rs"]
 mod reports;
+#[path = "boot/starts.rs"]
+mod starts;
 #[path = "boot/streams.rs"]
 mod streams;
 
@@ -306,6 +308,7 @@ fn main() {
     trials.extend(mapping::trials());
     trials.extend(protocols::trials());
     trials.extend(reports::trials());
+    trials.extend(starts::trials());
     trials.extend(streams::trials());
     common::conclude(trials);
 }

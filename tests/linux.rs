@@ -7,12 +7,13 @@
 mod common;
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use common::{Ran, Run, bivisor, finding, folder, hardware_breakpoints, kvm, trial};
+use common::{Ran, Run, bivisor, finding, folder, hardware_breakpoints, kvm, trial, wait};
 use libtest_mimic::Trial;
 use tempfile::TempDir;
 
@@ -169,6 +170,23 @@ fn a_reboot_ends_the_guest() {
     said(&run.finish(), 120);
 }
 
+fn a_reboot_in_the_same_process_is_a_new_start() {
+    let root = root(INIT);
+    let mut command = boot(CLOUD, &root).words("--cmdline quiet --reboot").command;
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("start bivisor");
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    for line in ["reboot -f\n", "poweroff -f\n"] {
+        let up = lines.find(|line| line.as_ref().is_ok_and(|line| line.contains("guest is up")));
+        assert!(up.is_some(), "the guest comes up");
+        child.stdin.as_mut().unwrap().write_all(line.as_bytes()).unwrap();
+    }
+    assert_eq!(lines.filter(|line| line.as_ref().unwrap().contains("guest is up")).count(), 0);
+    assert_eq!(wait(&mut child, PATIENCE), Some(0));
+    let said = std::io::read_to_string(child.stderr.take().unwrap()).unwrap();
+    assert_eq!(said, "bivisor: the guest asked for a reset: start number 2\n");
+}
+
 /// The example that writes to the exit register; cargo builds it beside the tests.
 fn a_program_in_the_guest_ends_it_with_a_status() {
     let root = root(INIT);
@@ -265,6 +283,7 @@ fn main() {
     let foreign = FOREIGN.iter().map(|row| trial(row.0, needs, || shows_its_text(row)));
     let ends = common::cases! {
         a_reboot_ends_the_guest, kvm, fetched, whole_kernels;
+        a_reboot_in_the_same_process_is_a_new_start, kvm, fetched, whole_kernels;
         a_program_in_the_guest_ends_it_with_a_status, kvm, fetched, whole_kernels;
         a_panic_without_a_driver_is_a_reset, kvm, fetched, whole_kernels;
         a_real_gdb_stops_at_start_kernel, kvm, fetched, hardware_breakpoints;

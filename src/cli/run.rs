@@ -158,15 +158,24 @@ fn run(build: impl Fn(Console) -> Result<Config>, limits: &Limits) -> Result<(Ou
         if let Some((address, command)) = gdb {
             crate::complain(&format!("waiting for gdb on {address}: {command}"));
         }
-        let outcome = machine.run();
+        let mut outcome = machine.run();
         if limits.timings {
             // Nobody is left to tell when standard error can't be written.
             let _ = io::stderr().write_all(timings(&outcome).as_bytes());
         }
         timeout = timeout.map(|left| left.saturating_sub(outcome.run_time));
         max_exits = max_exits.map(|left| left.saturating_sub(outcome.exits.total()));
-        let over = timeout.is_some_and(|left| left.is_zero()) || max_exits == Some(0);
-        if !limits.reboot || !matches!(outcome.stop, Stop::Reset) || over {
+        match &mut outcome.stop {
+            // As it was asked for, and not what an earlier machine has left of it.
+            Stop::TimeOut(limit) => *limit = limits.timeout.unwrap_or(*limit),
+            Stop::ExitLimit(limit) => *limit = limits.max_exits.unwrap_or(*limit),
+            _ => {}
+        }
+        if !limits.reboot || !matches!(outcome.stop, Stop::Reset) {
+            return Ok((outcome, reboots));
+        }
+        if let Some(limit) = limits.max_exits.filter(|_| max_exits == Some(0)) {
+            outcome.stop = Stop::ExitLimit(limit);
             return Ok((outcome, reboots));
         }
         crate::complain(&format!("the guest asked for a reset: start number {}", reboots + 2));

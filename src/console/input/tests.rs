@@ -107,3 +107,31 @@ fn a_guest_that_takes_nothing_leaves_the_rest_in_the_pipe() {
     }
     assert!(input.lock().bytes.len() <= INPUT_LEN);
 }
+
+#[test]
+fn what_one_machine_has_not_taken_is_the_next_one_s() {
+    let (reader, mut writer) = io::pipe().unwrap();
+    let source = File::from(OwnedFd::from(reader));
+    writer.write_all(b"abcdef").unwrap();
+    let stop = event();
+    let file = source.try_clone().unwrap();
+    let first = Input::new(b"12".to_vec(), Some(file), Nature::Files, stop.clone());
+    let mut taken = Vec::new();
+    while taken.len() < 4 {
+        taken.extend(first.next());
+    }
+    assert_eq!(taken, b"12ab");
+    first.put_back(b"b");
+    first.stop();
+    stop.write(1).unwrap();
+    let unread = first.unread();
+    assert_eq!(unread, b"bcdef");
+    writer.write_all(b"gh").unwrap();
+    drop(writer);
+    let second = Input::new(unread, Some(source), Nature::Files, event());
+    let mut taken = Vec::new();
+    while taken.last() != Some(&EOT) {
+        taken.extend(second.next());
+    }
+    assert_eq!(taken, b"bcdefgh\x04");
+}
