@@ -57,6 +57,7 @@ pub mod outcome;
 pub mod payload;
 pub mod places;
 pub mod run;
+pub mod symbols;
 pub mod sys;
 pub mod terminal;
 pub mod timeline;

@@ -7,6 +7,7 @@ use serde::{Serialize, Serializer};
 
 use crate::journal::{Access, Kind};
 use crate::outcome::Outcome;
+use crate::symbols::Symbols;
 
 /// What `--verdict` writes. Addresses and registers are hexadecimal strings, since JSON's numbers
 /// lose bits above 2^53; times are milliseconds.
@@ -150,16 +151,18 @@ impl Verdict {
     }
 }
 
-/// For people: the last line of the console, and every vCPU: where it was, its registers three a
-/// line, its last exits.
-pub fn report(outcome: &Outcome) -> String {
+/// For people: the last line of the console, and every vCPU: where it was, by name too if it has
+/// one, its registers three a line, its last exits.
+pub fn report(outcome: &Outcome, symbols: Option<&Symbols>) -> String {
     let mut text = String::new();
     if let Some(line) = outcome.last_line.as_ref().filter(|_| outcome.stop.shows_cpus()) {
         // What the guest put into it must not move the reader's cursor.
         let _ = writeln!(text, "last console line: {}", line.escape_debug());
     }
     for (index, cpu) in outcome.cpus.iter().enumerate() {
-        let _ = writeln!(text, "vcpu {index}: pc {:#x}, {}", cpu.state.pc, cpu.state.mode);
+        let name = symbols.and_then(|symbols| symbols.name(cpu.state.pc));
+        let name = name.map_or(String::new(), |name| format!(" ({name})"));
+        let _ = writeln!(text, "vcpu {index}: pc {:#x}{name}, {}", cpu.state.pc, cpu.state.mode);
         if !cpu.code.is_empty() {
             let _ = writeln!(text, "  code at pc  {}", hex_bytes(&cpu.code));
         }

@@ -196,6 +196,9 @@ struct Run {
     /// Have the guest wait for gdb before its first instruction
     #[arg(long, value_name = "tcp:[HOST:]PORT|unix:PATH", value_parser = parse::gdb_address)]
     gdb: Option<gdb::Address>,
+    /// Name the addresses in reports by the symbols of this System.map or ELF file (for Linux also: --cmdline nokaslr)
+    #[arg(long, value_name = "FILE")]
+    symbols: Option<PathBuf>,
     #[command(flatten)]
     limits: Limits,
 }

@@ -20,6 +20,7 @@ use bivisor::machine::Machine;
 use bivisor::outcome::{Outcome, status};
 use bivisor::payload::load::Wish;
 use bivisor::payload::{BadImage, Payload};
+use bivisor::symbols::Symbols;
 use bivisor::trace::Trace;
 use bivisor::verdict::{Verdict, report};
 
@@ -29,7 +30,7 @@ use super::{Limits, Run};
 /// `bivisor hello`.
 pub fn hello(limits: Limits) -> Result<u8> {
     let guest = guests::find("hello").expect("it is embedded");
-    start(|console| Ok(Config::new(Payload::Bytes(guest.image), console)), &limits)
+    start(|console| Ok(Config::new(Payload::Bytes(guest.image), console)), &limits, None)
 }
 
 /// `bivisor run FILE`.
@@ -75,7 +76,11 @@ pub fn image(options: Run) -> Result<u8> {
         }
         _ => error,
     };
-    start(build, &options.limits).map_err(named)
+    let symbols = options
+        .symbols
+        .as_ref()
+        .map(|path| File::open(path).with_context(|| format!("--symbols {}", path.display())));
+    start(build, &options.limits, symbols.transpose()?.as_ref()).map_err(named)
 }
 
 /// The name of the file at `path`, without folders.
@@ -115,7 +120,11 @@ fn trace(limits: &Limits, began: Instant) -> Result<Option<Trace>> {
 
 /// Builds the machine that `build` configures, runs it, again after a reset if that is wanted, and
 /// tells how it ended.
-fn start(build: impl Fn(Console) -> Result<Config>, limits: &Limits) -> Result<u8> {
+fn start(
+    build: impl Fn(Console) -> Result<Config>,
+    limits: &Limits,
+    symbols: Option<&File>,
+) -> Result<u8> {
     // Opened first: a verdict that can't be written is known before the guest runs.
     let mut verdict = verdict_file(limits)?;
     let mut tell = |verdict_is: Verdict| match &mut verdict {
@@ -125,7 +134,7 @@ fn start(build: impl Fn(Console) -> Result<Config>, limits: &Limits) -> Result<u
     match run(build, limits) {
         Ok((outcome, reboots)) => {
             tell(Verdict::new(&outcome).after(reboots))?;
-            explain(&outcome);
+            explain(&outcome, symbols);
             Ok(outcome.stop.status())
         }
         Err(error) => {
@@ -194,11 +203,17 @@ fn timings(outcome: &Outcome) -> String {
 }
 
 /// Says why the guest ended where that was not its own wish, and where its CPUs were.
-fn explain(outcome: &Outcome) {
+fn explain(outcome: &Outcome, symbols: Option<&File>) {
     if let Some(reason) = outcome.stop.explanation() {
         crate::complain(&reason);
+        // Read only now: most guests end well.
+        let symbols = symbols.filter(|_| !outcome.cpus.is_empty()).map(Symbols::read);
+        let symbols = symbols.transpose().unwrap_or_else(|error| {
+            crate::complain(&format!("--symbols: {error:#}"));
+            None
+        });
         // Nobody is left to tell when standard error can't be written.
-        let _ = io::stderr().write_all(report(outcome).as_bytes());
+        let _ = io::stderr().write_all(report(outcome, symbols.as_ref()).as_bytes());
     }
 }
 

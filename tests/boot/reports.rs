@@ -12,6 +12,7 @@ pub fn trials() -> Vec<Trial> {
     cases![
         hello_takes_one_exit_a_byte_and_one_to_end, kvm;
         a_time_out_shows_where_every_cpu_was, kvm;
+        a_report_names_the_address_by_a_map, kvm;
         a_time_out_ends_a_guest_whose_cpus_sleep, kvm;
         a_crash_shows_the_instruction_and_the_last_exits, kvm;
         the_last_exits_are_shown_in_words, kvm;
@@ -57,6 +58,27 @@ fn a_time_out_shows_where_every_cpu_was() {
     assert_eq!(verdict["vcpus"][0]["registers"][MACHINE.register], value, "{verdict}");
     // It was interrupted, but never asked for anything.
     assert_eq!(verdict["exits"]["total"], verdict["exits"]["interrupted"], "{verdict}");
+}
+
+fn a_report_names_the_address_by_a_map() {
+    let folder = folder();
+    let map = folder.path().join("System.map");
+    let line = |address: u64, name: &str| format!("{address:016x} T {name}\n");
+    // Lowest last, and something behind it: the nearest one before counts.
+    let text = line(MACHINE.load + 0x8000, "behind") + &line(MACHINE.load, "the_guest");
+    fs::write(&map, text).unwrap();
+    let ran = run_guest(&folder, "spin", str::to_owned).arg("--symbols").arg(&map).finish();
+    assert_eq!(ran.status, 124, "{ran:?}");
+    assert!(ran.stderr.contains("(the_guest"), "{ran:?}");
+
+    fs::write(&map, "nothing").unwrap();
+    let ran = run_guest(&folder, "spin", str::to_owned).arg("--symbols").arg(&map).finish();
+    assert!(ran.stderr.contains("bivisor: --symbols: no symbols") && ran.status == 124, "{ran:?}");
+    let ran = run_guest(&folder, "spin", str::to_owned).arg("--symbols").arg("/nowhere").finish();
+    assert!(
+        ran.stderr.starts_with("bivisor: --symbols /nowhere: ") && ran.status == 125,
+        "{ran:?}"
+    );
 }
 
 fn a_time_out_ends_a_guest_whose_cpus_sleep() {
