@@ -64,8 +64,9 @@ fn a_report_names_the_address_by_a_map() {
     let folder = folder();
     let map = folder.path().join("System.map");
     let line = |address: u64, name: &str| format!("{address:016x} T {name}\n");
-    // Lowest last, and something behind it: the nearest one before counts.
+    // Something behind it: the nearest one before counts. It may also start in real mode, lower.
     let text = line(MACHINE.load + 0x8000, "behind") + &line(MACHINE.load, "the_guest");
+    let text = text + &line(0xfff, "the_guest");
     fs::write(&map, text).unwrap();
     let ran = run_guest(&folder, "spin", str::to_owned).arg("--symbols").arg(&map).finish();
     assert_eq!(ran.status, 124, "{ran:?}");
