@@ -161,7 +161,7 @@ fn hostile_23_flipped_bytes_never_panic() {
         (state >> 33) as usize % below
     };
     for (compression, packed, content) in samples() {
-        for _ in 0..2_500 {
+        for _ in 0..10_000 {
             let mut file = packed.clone();
             for _ in 0..=random(3) {
                 let at = random(file.len().min(4096));
