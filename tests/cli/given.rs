@@ -124,7 +124,7 @@ fn hostile_26_as_many_ranges_as_there_are_and_one_more() {
     };
     let path = guest_file(&folder, "exit");
     let run = |count| {
-        let run = bivisor("run").arg(&path).words(&guest("exit").options);
+        let run = bivisor("run").arg(&path).words(guest("exit").options);
         run.words(&ranges(count)).patience(soon()).finish()
     };
     assert_eq!(run(256).status, 42);

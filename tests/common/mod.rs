@@ -4,7 +4,7 @@
 //! Nothing here starts any program but bivisor: in the emulated hosts there is no other.
 
 // Every test program compiles this for itself and uses its own part.
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports, unused_macros)]
 
 pub mod elf;
 
