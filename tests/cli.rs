@@ -105,7 +105,7 @@ const BUILD: &[Wrong] = &[
     image("an_endless_device", "run /dev/zero", &["/dev/zero", "device"]),
     image("hostile_15_an_endless_device_of_noise", "run /dev/urandom", &["/dev/urandom", "device"]),
     usage("hostile_15_a_link_to_nothing", "run {dangling}", &["{dangling}", "no such file"]),
-    usage("hostile_15_a_link_to_itself", "run {itself}", &["{itself}", "symbolic links"]),
+    usage("hostile_15_a_link_to_itself", "run {itself}", &["{itself}", "symbolic link"]),
     image("an_elf_file_cut_in_its_header", "run {cut_in_header}", &["{cut_in_header}"]),
     image("an_elf_file_cut_in_its_program", "run {cut_in_program}", &["{cut_in_program}"]),
     image("an_elf_file_for_another_architecture", "run {foreign}", &["{foreign}"]),

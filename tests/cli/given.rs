@@ -39,7 +39,7 @@ fn hostile_24_an_initial_ram_disk_that_is_none_is_named() {
         (path("empty"), "empty"),
         (path("none"), "no such file"),
         (path("dangling"), "no such file"),
-        (path("itself"), "symbolic links"),
+        (path("itself"), "symbolic link"),
         (path("fifo"), "pipe"),
         (folder.path().display().to_string(), "directory"),
         ("/dev/zero".into(), "device"),
