@@ -6,14 +6,14 @@
 //! selected. To add an architecture: a folder, a line in each of the two blocks below, and what
 //! the pins then ask for.
 
-// Both pure halves build under test on any host; a normal build holds only its own.
-#[cfg(any(test, target_arch = "aarch64"))]
+// Both pure halves build under test, and for fuzzing, on any host; a normal build holds only its own.
+#[cfg(any(test, fuzzing, target_arch = "aarch64"))]
 #[cfg_attr(not(target_arch = "aarch64"), allow(dead_code, unused_imports))]
 mod aarch64;
 mod exits;
 pub mod formats;
 mod run_page;
-#[cfg(any(test, target_arch = "x86_64"))]
+#[cfg(any(test, fuzzing, target_arch = "x86_64"))]
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, unused_imports))]
 mod x86_64;
 
@@ -29,6 +29,13 @@ cfg_if::cfg_if! {
     } else {
         compile_error!("no guest architecture for this host: see arch/mod.rs");
     }
+}
+
+/// What fuzz targets (`fuzz/`) call beside the library's own names, of both architectures.
+#[cfg(fuzzing)]
+pub mod fuzzing {
+    pub use super::aarch64::{RULES as AARCH64, fdt};
+    pub use super::x86_64::{Machine, Mode, RULES as X86_64, boot::first_state};
 }
 
 /// The contract, checked where it is read: each line names what every architecture defines, with

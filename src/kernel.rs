@@ -112,7 +112,8 @@ fn place(
     let room = places.find_below(limit, len, sys::page_size());
     ensure!(
         room.is_some(),
-        "--initrd: no room for {} KiB beside the kernel: give the guest more RAM (--memory)",
+        "--initrd: no room for {} KiB below {limit:#x} and beside the kernel: \
+         give the guest more RAM there (--memory), or a smaller file",
         len.div_ceil(1024)
     );
     let start = places.take_below(limit, len, sys::page_size(), what)?;
@@ -181,6 +182,91 @@ mod tests {
         ] {
             let refused = given(takes, cmdline, files).unwrap_err().to_string();
             assert!(refused.starts_with(says), "{refused}");
+        }
+    }
+
+    /// Where an archive of so many bytes comes to lie in `ram` beside a kernel, as first address and
+    /// length. The file has only holes.
+    fn placed(ram: &[(u64, u64)], kernel: (u64, u64), below: u64, lens: &[u64]) -> Result<u64> {
+        let ranges: Vec<_> = ram.iter().map(|&(start, len)| RamRange { start, len }).collect();
+        let mut places = Places::new(&ranges);
+        places.reserve(kernel.0, kernel.1, "kernel")?;
+        let file = |len: &u64| {
+            let holes = tempfile::tempfile().unwrap();
+            // What is larger is refused before it is read.
+            holes.set_len((*len).min(1 << 30)).unwrap();
+            File { name: "archive".into(), bytes: Payload::File(holes, *len) }
+        };
+        let files: Vec<_> = lens.iter().map(file).collect();
+        let given = Given { image: "image", cmdline: "", files: &files };
+        let takes = Takes::Ramdisk { is_linux: true, cmdline: layout::CMDLINE_MAX, below };
+        let kernel = given.place(takes, &GuestRam::new(ranges)?, &mut places)?;
+        Ok(kernel.initrd.expect("it was given").start)
+    }
+
+    #[test]
+    fn hostile_24_an_initial_ram_disk_goes_where_there_is_room() {
+        const MIB: u64 = 1 << 20;
+        const GIB: u64 = 1 << 30;
+        // A multiple of every host's pages.
+        const PAGE: u64 = 1 << 16;
+        let small = [(0, 2 * MIB)];
+        let large = [(0, 3 * GIB), (4 * GIB, GIB)];
+        let split = [(0, 2 * MIB), (2 * GIB, 4 * MIB)];
+        for (ram, kernel, lens, expected) in [
+            // As large as RAM, and larger.
+            (&small[..], (0, PAGE), &[2 * MIB][..], Err("no room for 2048 KiB below 0x80000000")),
+            (&small, (0, PAGE), &[2 * MIB - PAGE], Ok(PAGE)),
+            (&small, (0, PAGE), &[2 * MIB - PAGE + 1], Err("no room for 1985 KiB")),
+            (&small, (0, PAGE), &[1 << 60], Err("no room for")),
+            (&small, (0, PAGE), &[u64::MAX - 3, 8], Err("larger than any RAM")),
+            (&small, (0, PAGE), &[u64::MAX, 1], Err("larger than any RAM")),
+            // The kernel is in the middle, or has left nothing.
+            (&small, (MIB, PAGE), &[MIB], Ok(0)),
+            (&small, (MIB, PAGE), &[MIB + 1], Err("no room for 1025 KiB")),
+            (&small, (0, 2 * MIB), &[1], Err("no room for 1 KiB")),
+            // On both sides of 2 GiB, where a kernel does not look any more.
+            (&large, (0, MIB), &[PAGE], Ok(2 * GIB - PAGE)),
+            (&large, (0, 2 * GIB), &[1], Err("no room for 1 KiB below 0x80000000")),
+            (&split, (0, MIB), &[MIB], Ok(MIB)),
+            (&split, (0, MIB), &[MIB + 1], Err("no room for 1025 KiB below 0x80000000")),
+        ] {
+            let placed = placed(ram, kernel, 2 * GIB, lens).map_err(|error| format!("{error:#}"));
+            match (&placed, expected) {
+                (Ok(start), Ok(at)) => assert_eq!(*start, at, "{lens:x?}"),
+                (Err(refused), Err(says)) => {
+                    assert!(
+                        refused.starts_with("--initrd: ") && refused.contains(says),
+                        "{refused}"
+                    );
+                    assert_eq!(refused.lines().count(), 1, "{refused}");
+                }
+                _ => panic!("{lens:x?}: {placed:x?} instead of {expected:x?}"),
+            }
+        }
+        // The whole of RAM, for a kernel that lies elsewhere.
+        assert_eq!(placed(&split, (2 * GIB, MIB), 2 * GIB, &[2 * MIB]).unwrap(), 0);
+    }
+
+    #[test]
+    fn hostile_25_a_command_line_comes_as_it_is_up_to_its_limit() {
+        let most = layout::CMDLINE_MAX;
+        let linux = Takes::Ramdisk { is_linux: true, cmdline: most, below: BELOW };
+        let ours = LINUX.len() + 1;
+        for len in [0, 1, most - ours - 1, most - ours] {
+            let kernel = given(linux, &"x".repeat(len), &[]).unwrap();
+            let expected = if len == 0 { LINUX.len() } else { ours + len };
+            assert_eq!(kernel.cmdline.len(), expected, "{len}");
+        }
+        for len in [most - ours + 1, most, most + 1, 1 << 20] {
+            let refused = given(linux, &"x".repeat(len), &[]).unwrap_err().to_string();
+            let says = format!("--cmdline: {} bytes with ours, a kernel takes {most}", ours + len);
+            assert_eq!(refused, says);
+        }
+        // Nothing is taken apart: what follows `--` stays behind everything else, for init.
+        for text in ["a\nb", "a=\"b  c\" 'd'", "-- first second", "\t", "\u{e9}\u{1f980}", "\\0"] {
+            let kernel = given(linux, text, &[]).unwrap();
+            assert_eq!(kernel.cmdline, format!("{LINUX} {text}").into_bytes(), "{text:?}");
         }
     }
 }

@@ -70,3 +70,8 @@ pub mod guests;
 /// Everything that differs between guest architectures lives beside `src/`, in `arch/`.
 #[path = "../arch/mod.rs"]
 mod arch;
+
+/// The parsers and tables of the architectures, for fuzzing alone.
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub use arch::{formats, fuzzing};

@@ -5,6 +5,8 @@ mod common;
 
 #[path = "cli/dev_kvm.rs"]
 mod dev_kvm;
+#[path = "cli/given.rs"]
+mod given;
 #[path = "cli/streams.rs"]
 mod streams;
 #[path = "cli/terminal.rs"]
@@ -14,6 +16,7 @@ use std::ffi::{CString, OsStr};
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::symlink;
 use std::time::Duration;
 
 use common::elf::{Segment, elf32, elf64};
@@ -100,6 +103,9 @@ const BUILD: &[Wrong] = &[
     image("a_directory", "run {folder}", &["{folder}", "directory"]),
     image("a_pipe", "run {fifo}", &["{fifo}", "pipe"]),
     image("an_endless_device", "run /dev/zero", &["/dev/zero", "device"]),
+    image("hostile_15_an_endless_device_of_noise", "run /dev/urandom", &["/dev/urandom", "device"]),
+    usage("hostile_15_a_link_to_nothing", "run {dangling}", &["{dangling}", "no such file"]),
+    usage("hostile_15_a_link_to_itself", "run {itself}", &["{itself}", "symbolic link"]),
     image("an_elf_file_cut_in_its_header", "run {cut_in_header}", &["{cut_in_header}"]),
     image("an_elf_file_cut_in_its_program", "run {cut_in_program}", &["{cut_in_program}"]),
     image("an_elf_file_for_another_architecture", "run {foreign}", &["{foreign}"]),
@@ -179,6 +185,8 @@ fn make_files() -> TempDir {
     }
     fs::write(at("empty"), b"").unwrap();
     fs::write(at("large"), vec![0; 0x2000]).unwrap();
+    symlink("nothing", at("dangling")).unwrap();
+    symlink("itself", at("itself")).unwrap();
     let path = CString::new(at("fifo").as_os_str().as_bytes()).unwrap();
     // SAFETY: the path is a string that lives until the call is over.
     assert_eq!(unsafe { libc::mkfifo(path.as_ptr(), 0o600) }, 0);
@@ -271,6 +279,7 @@ fn main() {
         help_and_version_are_answers_not_errors;
     ]);
     trials.extend(dev_kvm::trials());
+    trials.extend(given::trials());
     trials.extend(streams::trials());
     trials.extend(terminal::trials());
     common::conclude(trials);

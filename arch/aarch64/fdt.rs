@@ -138,6 +138,10 @@ fn write_gic(fdt: &mut FdtWriter, board: &Board, gic: Gic) -> Result<(), Error> 
     fdt.property_null("interrupt-controller")?;
     fdt.property_array_u64("reg", &[distributor.start, distributor.len, rest.start, rest_len])?;
     fdt.property_phandle(GIC_PHANDLE)?;
+    // An interrupt map would look for it (2.4.3 "Interrupt Nexus Properties"); nothing lies below.
+    if gic == Gic::V2 {
+        fdt.property_u32("#address-cells", 0)?;
+    }
     if gic == Gic::V3 {
         let its = layout::GIC_ITS;
         fdt.property_u32("#address-cells", 2)?;

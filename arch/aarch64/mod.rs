@@ -9,6 +9,8 @@ pub mod fdt;
 pub mod gdb;
 #[cfg(target_arch = "aarch64")]
 mod gic;
+#[cfg(test)]
+mod golden;
 #[cfg(target_arch = "aarch64")]
 pub mod kvm;
 pub mod layout;
@@ -58,4 +60,63 @@ fn ways(image: &Image, ram_start: u64) -> Option<Way<Mode>> {
     let below = layout::initrd_below(ram_start);
     let takes = Takes::Ramdisk { is_linux: true, cmdline: layout::CMDLINE_MAX, below };
     Some(Way { protocol, mode: Mode::El1, source, header: Vec::new(), takes })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::formats::samples::{arm64_image, put};
+    use crate::memory::{GuestRam, RamRange};
+    use crate::payload::Payload;
+    use crate::payload::image::Unpacking;
+    use crate::payload::load::{self, Wish};
+    use crate::places::Places;
+
+    /// Loads an arm64 `Image` with these fields as a machine with 4 MiB at `ram_start` does.
+    fn load(text_offset: u64, image_size: u64, flags: u64, ram_start: u64) -> anyhow::Result<u64> {
+        let mut bytes = arm64_image();
+        for (at, field) in [(8, text_offset), (16, image_size), (24, flags)] {
+            put(&mut bytes, at, &field.to_le_bytes());
+        }
+        let unpacking = Unpacking { limit: 4 << 20, cache: None, kernels: true };
+        let image = Image::read(Payload::Memory(bytes), &unpacking)?;
+        let way = load::choose(&image, ram_start, None, None, &RULES)?;
+        let ranges = vec![RamRange { start: ram_start, len: 4 << 20 }];
+        let mut places = Places::new(&ranges);
+        load::load(&image, &GuestRam::new(ranges)?, &mut places, &Wish::default(), &way, &RULES)
+    }
+
+    #[test]
+    fn hostile_20_an_image_goes_where_its_header_says_or_is_refused() {
+        const RAM: u64 = 0x4000_0000;
+        const LITTLE: u64 = 0xa;
+        for (text_offset, image_size, flags, ram_start, expected) in [
+            (0, 0x1_0000, LITTLE, RAM, Ok(RAM)),
+            // Not on a boundary, or past the first 2 MiB.
+            (0xf_ffc0, 0x1_0000, LITTLE, RAM, Ok(RAM + 0xf_ffc0)),
+            (0x20_0000, 0x1_0000, LITTLE, RAM, Ok(RAM + 0x20_0000)),
+            (0x3f_f000, 0x1_0000, LITTLE, RAM, Err("lie outside RAM")),
+            (0x4000_0000, 0x1_0000, LITTLE, RAM, Err("lie outside RAM")),
+            (1 << 52, 0x1_0000, LITTLE, RAM, Err("fit no memory")),
+            // No size, less than the file, RAM's, more.
+            (0x1234, 0, LITTLE, RAM, Ok(RAM + 0x8_0000)),
+            (0, 1, LITTLE, RAM, Ok(RAM)),
+            (0, 4 << 20, LITTLE, RAM, Ok(RAM)),
+            (0, (4 << 20) + 1, LITTLE, RAM, Err("lie outside RAM")),
+            (0, 1 << 51, LITTLE, RAM, Err("lie outside RAM")),
+            // RAM begins between two boundaries.
+            (0, 0x1_0000, LITTLE, RAM + 0x1000, Ok(RAM + 0x20_0000)),
+            // Page sizes are the guest's affair; a big-endian kernel is not.
+            (0, 0x1_0000, 0x4, RAM, Ok(RAM)),
+            (0, 0x1_0000, 0x6, RAM, Ok(RAM)),
+            (0, 0x1_0000, 0x1, RAM, Err("big-endian")),
+        ] {
+            let loaded = load(text_offset, image_size, flags, ram_start);
+            match (loaded.map_err(|error| format!("{error:#}")), expected) {
+                (Ok(entry), Ok(at)) => assert_eq!(entry, at, "{text_offset:#x} {image_size:#x}"),
+                (Err(refused), Err(says)) => assert!(refused.contains(says), "{refused}"),
+                (loaded, _) => panic!("{text_offset:#x} {image_size:#x}: {loaded:x?}"),
+            }
+        }
+    }
 }

@@ -14,7 +14,7 @@ pub mod pvh;
 
 #[cfg(test)]
 mod damage;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub mod samples;
 
 use anyhow::Result;

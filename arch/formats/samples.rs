@@ -56,6 +56,38 @@ pub fn multiboot() -> Vec<u8> {
     multiboot_with(0x1_0003, [0x10_0040, 0x10_0000, 0, 0x11_0000, 0x10_0100])
 }
 
+/// An ELF file for a 64-bit machine with one segment and, if it is not empty, one segment of notes.
+pub fn elf(notes: &[u8]) -> Vec<u8> {
+    let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0\x01\0\0\0".to_vec();
+    let put = |file: &mut Vec<u8>, words: &[u64]| {
+        words.iter().for_each(|word| file.extend(word.to_le_bytes()));
+    };
+    put(&mut file, &[0x10_0000, 64, 0]);
+    file.extend([0, 0, 0, 0, 64, 0, 56, 0, 2, 0, 0, 0, 0, 0, 0, 0]);
+    let content = b"Linux version 7.8.9-sample \0";
+    let (start, len) = (64 + 2 * 56, content.len() as u64);
+    put(&mut file, &[7 << 32 | 1, start, 0x10_0000, 0x10_0000, len, 0x1000, 1]);
+    let noted = if notes.is_empty() { 0 } else { 4 };
+    put(&mut file, &[noted, start + len, 0, 0, notes.len() as u64, 0, 4]);
+    [&file, &content[..], notes].concat()
+}
+
+/// The note of a PVH kernel, whose descriptor claims to have `len` bytes.
+pub fn pvh_note(len: u32) -> Vec<u8> {
+    let mut note: Vec<u8> = [4, len, 18].into_iter().flat_map(u32::to_le_bytes).collect();
+    note.extend(b"Xen\0\x10\0\x10\0");
+    note
+}
+
+/// An EFI zboot kernel with `packed` in it.
+pub fn zboot(packed: &[u8]) -> Vec<u8> {
+    let mut file = vec![0; 64];
+    put(&mut file, 0, b"MZ\0\0zimg\x40");
+    put(&mut file, 12, &(packed.len() as u32).to_le_bytes());
+    put(&mut file, 24, b"zstd22");
+    [&file, packed].concat()
+}
+
 /// One image of each format, by name.
 pub fn all() -> Vec<(&'static str, Vec<u8>)> {
     vec![("bzImage", bzimage(b"")), ("arm64 Image", arm64_image()), ("multiboot", multiboot())]

@@ -153,20 +153,20 @@ fn madt(cpus: usize, machine: Machine) -> Vec<u8> {
     let mut sdt = Sdt::new(*b"APIC", 36, 5, OEM, OEM_TABLE, OEM_REVISION);
     let flags = if machine == Machine::Pc { PCAT_COMPAT } else { 0 };
     let apic = layout::LOCAL_APIC as u32;
-    sdt.append_slice(&[apic.to_le_bytes(), flags.to_le_bytes()].concat());
+    // In one piece: with each the checksum of the whole table is made anew.
+    let mut body = [apic.to_le_bytes(), flags.to_le_bytes()].concat();
     for cpu in 0..cpus as u32 {
-        let entry = if cpu < FIRST_X2APIC_ID {
-            let head = [LOCAL_APIC, 8, cpu as u8, cpu as u8];
-            [head, ENABLED.to_le_bytes()].concat()
+        if cpu < FIRST_X2APIC_ID {
+            body.extend([LOCAL_APIC, 8, cpu as u8, cpu as u8]);
+            body.extend(ENABLED.to_le_bytes());
         } else {
-            let head = [LOCAL_X2APIC, 16, 0, 0];
-            [head, cpu.to_le_bytes(), ENABLED.to_le_bytes(), cpu.to_le_bytes()].concat()
-        };
-        sdt.append_slice(&entry);
+            body.extend([LOCAL_X2APIC, 16, 0, 0]);
+            body.extend([cpu, ENABLED, cpu].map(u32::to_le_bytes).as_flattened());
+        }
     }
-    let io_apic = layout::IO_APIC as u32;
-    let head = [IO_APIC, 12, 0, 0];
-    sdt.append_slice(&[head, io_apic.to_le_bytes(), 0u32.to_le_bytes()].concat());
+    body.extend([IO_APIC, 12, 0, 0]);
+    body.extend([layout::IO_APIC as u32, 0].map(u32::to_le_bytes).as_flattened());
+    sdt.append_slice(&body);
     sdt.as_slice().to_vec()
 }
 

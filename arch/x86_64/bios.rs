@@ -37,7 +37,7 @@ const SUCCEED: &[u8] = &[0x55, 0x89, 0xe5, 0x80, 0x66, 0x06, 0xfe, 0x5d, 0xcf];
 const RESET: &[u8] = &[0xb0, 0xfe, 0xe6, 0x64, 0xf4, 0xeb, 0xfd];
 
 /// Entries of the memory map that a comparison with a signed byte can count.
-const MAP_MAX: usize = 127;
+pub const MAP_MAX: usize = 127;
 
 /// Services of which each begins with a comparison and goes on to the next if that fails.
 fn chain(services: &[(&[u8], Vec<u8>)]) -> Vec<u8> {

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use super::boot::{Table, place};
 use super::mode::{Machine, Mode};
 use super::registers::{RAX, RBX, RSI, RSP, Register};
-use super::{acpi, layout, linux, multiboot, pvh};
+use super::{acpi, bios, layout, linux, multiboot, pvh};
 use crate::board::{Board, Start};
 use crate::places::Places;
 
@@ -29,7 +29,13 @@ pub fn acpi(
 ) -> Result<u64> {
     let rsdp = layout::ACPI.start;
     let acpi = acpi::tables(rsdp, board.cpus, machine);
-    ensure!(acpi.len() as u64 <= layout::ACPI.len, "ACPI tables are too large: use fewer CPUs");
+    ensure!(
+        acpi.len() as u64 <= layout::ACPI.len,
+        "--cpus {}: their ACPI tables take {:#x} bytes, and there is room for {:#x}: use fewer",
+        board.cpus,
+        acpi.len(),
+        layout::ACPI.len
+    );
     places.reserve(rsdp, layout::ACPI.len, "ACPI tables")?;
     tables.push((rsdp, acpi));
     places.reserve(layout::RESET_VECTOR, RESET_CODE.len() as u64, "reset vector")?;
@@ -67,6 +73,14 @@ pub fn protocol(
             vec![(RBX, at)]
         }
         _ => {
+            // Of a longer map a kernel would never see the end.
+            let most = if start.mode == Mode::Linux16 { bios::MAP_MAX } else { linux::E820_MAX };
+            ensure!(
+                map.len() <= most,
+                "--ram: the memory map has {} entries, and this kernel is told {most}: \
+                 use fewer ranges",
+                map.len()
+            );
             let (header, initrd) = (&kernel.header[..], kernel.initrd);
             // The 32-bit entry is where the kernel lies.
             let code32_start = (start.mode == Mode::Linux32).then_some(start.entry as u32);
@@ -81,4 +95,78 @@ pub fn protocol(
             vec![(RSI, at)]
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::boot::first_state;
+    use super::*;
+    use crate::board::Kernel;
+    use crate::memory::{MAX_RANGES, RamRange};
+
+    const MIB: u64 = 1 << 20;
+
+    /// The bytes of all tables for so many CPUs and, behind 4 MiB, pieces of RAM with gaps.
+    fn tables(mode: Mode, machine: Machine, cpus: usize, pieces: usize) -> Result<usize> {
+        let mut ram = vec![RamRange { start: 0, len: 4 * MIB }];
+        ram.extend((1..pieces as u64).map(|i| RamRange { start: 4 * MIB * i + MIB, len: MIB }));
+        let mut places = Places::new(&ram);
+        let board = Board { cpus, ram, exit_register: layout::EXIT_REGISTER };
+        let kernel = Kernel { cmdline: vec![b'x'; layout::CMDLINE_MAX], ..Kernel::default() };
+        let entry =
+            if mode == Mode::Linux16 { layout::REAL_MODE_KERNEL.start + 0x200 } else { MIB };
+        let start = Start { mode, entry, registers: Vec::new(), kernel };
+        let (_, tables) = first_state(&start, &board, machine, &mut places)?;
+        for (at, table) in &tables {
+            assert!(places.in_ram(*at, table.len() as u64), "{at:#x}");
+        }
+        // None lies over another.
+        let mut ends: Vec<_> = tables.iter().map(|(at, t)| (*at, at + t.len() as u64)).collect();
+        ends.sort_unstable();
+        assert!(ends.windows(2).all(|pair| pair[0].1 <= pair[1].0), "{ends:x?}");
+        Ok(tables.iter().map(|(_, table)| table.len()).sum())
+    }
+
+    #[test]
+    fn hostile_26_acpi_tables_hold_every_cpu_that_kvm_has_or_say_so() {
+        for machine in [Machine::Micro, Machine::Pc] {
+            // KVM_MAX_VCPUS is 4096 at the most (Linux v6.12 arch/x86/kvm/Kconfig).
+            assert!(tables(Mode::Pvh, machine, 4096, 1).is_ok());
+            let (mut fits, mut fails) = (4096, 1 << 14);
+            while fails - fits > 1 {
+                let middle = (fits + fails) / 2;
+                match tables(Mode::Pvh, machine, middle, 1) {
+                    Ok(_) => fits = middle,
+                    Err(_) => fails = middle,
+                }
+            }
+            let refused = tables(Mode::Pvh, machine, fails, 1).unwrap_err().to_string();
+            assert!(
+                refused.starts_with(&format!("--cpus {fails}: their ACPI tables")),
+                "{refused}"
+            );
+        }
+    }
+
+    #[test]
+    fn hostile_26_a_memory_map_is_told_whole_or_not_at_all() {
+        // The piece at 0 is three of the map: below and above what a PC keeps, and that itself.
+        for (mode, machine, most) in [
+            (Mode::Linux, Machine::Micro, 126),
+            (Mode::Linux32, Machine::Micro, 126),
+            (Mode::Linux16, Machine::Pc, 125),
+            (Mode::Pvh, Machine::Micro, MAX_RANGES),
+            (Mode::Multiboot, Machine::Pc, MAX_RANGES),
+        ] {
+            for pieces in [1, most - 1, most] {
+                tables(mode, machine, 1, pieces)
+                    .unwrap_or_else(|e| panic!("{mode:?} {pieces}: {e}"));
+            }
+            if most < MAX_RANGES {
+                let refused = tables(mode, machine, 1, most + 1).unwrap_err().to_string();
+                let says = format!("--ram: the memory map has {} entries", most + 3);
+                assert!(refused.starts_with(&says), "{refused}");
+            }
+        }
+    }
 }

@@ -44,7 +44,7 @@ const CAN_USE_HEAP: u8 = 1 << 7;
 /// The oldest version with everything that is used here; for a vmlinux, which has no header.
 const VERSION_2_12: u16 = 0x20c;
 /// Entries that `struct boot_params` holds.
-const E820_MAX: usize = 128;
+pub const E820_MAX: usize = 128;
 
 /// Kinds of memory in a map (ACPI 6.5, "Address Range Types").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -48,7 +48,9 @@ pub fn image(options: Run) -> Result<u8> {
         config.registers = options.reg.clone();
         config.cmdline = options.cmdline.clone();
         for path in &options.initrd {
-            let bytes = Payload::open(path).with_context(|| path.display().to_string())?;
+            // In words alone: a bad image is the kernel's fault.
+            let bytes = Payload::open(path)
+                .map_err(|error| anyhow::anyhow!("--initrd {}: {error:#}", path.display()))?;
             config.initrds.push(kernel::File { name: name_of(path), bytes });
         }
         config.cpus = options.cpus;

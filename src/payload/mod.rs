@@ -76,10 +76,10 @@ impl Payload {
             () => Some("not a file"),
         };
         if let Some(found) = found {
-            bad_image!("is {found}: an image must be a regular file");
+            bad_image!("is {found}: a regular file is needed");
         }
         if metadata.len() == 0 {
-            bad_image!("is empty: there is nothing to run");
+            bad_image!("is empty: there is nothing in it");
         }
         Ok(Self::File(file, metadata.len()))
     }

@@ -4,7 +4,7 @@
 //! Nothing here starts any program but bivisor: in the emulated hosts there is no other.
 
 // Every test program compiles this for itself and uses its own part.
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports, unused_macros)]
 
 pub mod elf;
 
@@ -48,6 +48,8 @@ pub struct Machine {
     pub pc_at: usize,
     /// Options of the guest `smp`, for four CPUs.
     pub smp_options: &'static str,
+    /// Options with which any ELF file takes a command line and an initial RAM disk.
+    pub linux_options: &'static str,
 }
 
 /// ELF machine numbers (System V ABI, "Machine Information").
@@ -70,6 +72,7 @@ pub const MACHINE: Machine = if cfg!(target_arch = "x86_64") {
         ram: 0,
         pc_at: 16 * 8,
         smp_options: "--cpus 4 --reg rbx=4",
+        linux_options: "--entry-protocol linux",
     }
 } else {
     Machine {
@@ -85,6 +88,7 @@ pub const MACHINE: Machine = if cfg!(target_arch = "x86_64") {
         ram: 0x4000_0000,
         pc_at: 32 * 8,
         smp_options: "--cpus 4",
+        linux_options: "",
     }
 };
 
@@ -304,6 +308,11 @@ pub fn kvm() -> Option<String> {
         Ok(version) => (version != KVM_API_VERSION).then(|| "/dev/kvm is not KVM".into()),
         Err(reason) => Some(reason),
     }
+}
+
+/// The CPUs that a machine can have as far as KVM is concerned.
+pub fn most_cpus() -> i32 {
+    ask_kvm(KVM_CHECK_EXTENSION, KVM_CAP_MAX_VCPUS).expect("KVM is there")
 }
 
 /// Guests can have twelve CPUs; with an interrupt controller of the second generation, only eight.

@@ -1,0 +1,5 @@
+//! The whole path: whatever is recognised is described, and loaded in every way.
+
+#![no_main]
+
+fuzzing::target!(fuzzing::seeds::images(), fuzzing::image::run);

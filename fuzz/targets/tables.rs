@@ -1,0 +1,5 @@
+//! Tables for boards of every kind.
+
+#![no_main]
+
+fuzzing::target!(fuzzing::tables::seeds(), fuzzing::tables::run);
