@@ -143,6 +143,13 @@ const ROWS: &[Row] = &[
         ..ROW
     },
     Row {
+        name: "smp_starts_one_other_cpu",
+        guest: "smp",
+        change: &[("4", "2")],
+        stdout: "cpu 0\ncpu 1\n",
+        ..ROW
+    },
+    Row {
         name: "smp_starts_more_cpus_than_there_are",
         guest: "smp",
         change: &[("4", "8")],

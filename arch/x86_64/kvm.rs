@@ -148,6 +148,11 @@ impl Vcpu {
         ensure!(written == msrs.len(), "KVM refused to write MSR {:#x}", msrs[written].index);
         if index == 0 {
             vcpu.set_first_state(&entry.0)?;
+        } else {
+            // KVM draws its map of local APICs before it knows the newest vCPU, and anew only when
+            // something is set: else the last one would get no INIT until then.
+            let apic = vcpu.fd.get_lapic().context("read the local APIC")?;
+            vcpu.fd.set_lapic(&apic).context("write the local APIC")?;
         }
         Ok(vcpu)
     }
