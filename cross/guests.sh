@@ -22,6 +22,7 @@ guests() {
     mv "$new/bin/busybox" "$new/guests"
     # The emulated host's own kernel is a guest too.
     ln "$cache/kernel-$arch/vmlinuz" "$new/guests/cloud"
+    find "$cache/kernel-$arch/modules" -name 'pvpanic*.ko' -exec cp {} "$new/guests" \;
     case $arch in
     x86_64)
       stock_kernel "$new" linux-image-amd64 "$deb" generic
@@ -49,6 +50,7 @@ stock_kernel() {
   [ -n "$package" ] || die "apt knows no $2 (Debian 12 has it)"
   fetch "$folder" "$package:$3"
   mv "$folder"/boot/vmlinuz-* "$folder/guests/$4"
+  echo "$2: $(find "$folder/lib/modules" -name 'pvpanic*' -name '*.ko*' | tr '\n' ' ')" >&2
   rm -r "$folder/lib/modules"
 }
 

@@ -197,6 +197,23 @@ fn a_program_in_the_guest_ends_it_with_a_status() {
     said(&run.finish(), 42);
 }
 
+/// The cloud kernel of x86-64 has the driver as a module, that of arm64 does not.
+fn panic_driver() -> Option<String> {
+    let module = guests().join("pvpanic-mmio.ko");
+    (!module.is_file()).then(|| "this kernel has no driver for pvpanic".into())
+}
+
+fn a_panic_with_a_driver_is_told() {
+    let root = root(INIT);
+    for name in ["pvpanic.ko", "pvpanic-mmio.ko"] {
+        fs::copy(guests().join(name), root.path().join(name)).unwrap();
+    }
+    let input = "insmod pvpanic.ko\ninsmod pvpanic-mmio.ko\necho c > /proc/sysrq-trigger\n";
+    let ran = boot(CLOUD, &root).words("--cmdline quiet").input(input.as_bytes()).finish();
+    let text = said(&ran, 122);
+    assert!(text.contains("Kernel panic - not syncing: sysrq triggered crash"), "{text}");
+}
+
 /// A kernel that panics must not hang.
 fn a_panic_without_a_driver_is_a_reset() {
     let root = root("#!/bin/busybox sh\necho The guest is up.\nexit 3\n");
@@ -285,6 +302,7 @@ fn main() {
         a_reboot_ends_the_guest, kvm, fetched, whole_kernels;
         a_reboot_in_the_same_process_is_a_new_start, kvm, fetched, whole_kernels;
         a_program_in_the_guest_ends_it_with_a_status, kvm, fetched, whole_kernels;
+        a_panic_with_a_driver_is_told, kvm, fetched, whole_kernels, panic_driver;
         a_panic_without_a_driver_is_a_reset, kvm, fetched, whole_kernels;
         a_real_gdb_stops_at_start_kernel, kvm, fetched, hardware_breakpoints;
     };

@@ -18,6 +18,7 @@ use acpi_tables::{Aml, aml};
 
 use super::layout;
 use super::mode::Machine;
+use crate::devices::panic_report;
 use crate::exit::BusAddr;
 
 const OEM: [u8; 6] = *b"BIVISR";
@@ -95,7 +96,13 @@ fn dsdt(machine: Machine) -> Vec<u8> {
     let line = Interrupt::new(true, true, false, false, layout::CONSOLE_LINE);
     let resources = Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&ports, &line]));
     let serial = Device::new(Path::new("COM1"), vec![&hid, &uid, &resources]);
-    let bus = Scope::new(Path::new("\\_SB_"), vec![&serial]);
+    // QEMU docs/specs/pvpanic.rst, "ACPI Interface".
+    let hid = Name::new(Path::new("_HID"), &"QEMU0001");
+    let panic = layout::PANIC_REPORT.addr as u16;
+    let port = IO::new(panic, panic, 1, panic_report::LEN as u8);
+    let resources = Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&port]));
+    let panic = Device::new(Path::new("PEVT"), vec![&hid, &resources]);
+    let bus = Scope::new(Path::new("\\_SB_"), vec![&serial, &panic]);
     let s5_type = if machine == Machine::Pc { S5_TYPE_PC } else { S5_TYPE };
     let s5 = Name::new(Path::new("\\_S5_"), &Package::new(vec![&s5_type, &aml::ZERO]));
     let mut sdt = Sdt::new(*b"DSDT", 36, 6, OEM, OEM_TABLE, OEM_REVISION);
