@@ -40,6 +40,8 @@ pub mod config;
 pub mod console;
 pub mod debug;
 pub mod devices;
+#[cfg(test)]
+mod effort;
 pub mod event_loop;
 pub mod exit;
 pub mod gdb;

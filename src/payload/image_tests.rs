@@ -1,5 +1,6 @@
 use super::*;
 use crate::arch::formats::samples::{self, elf, pvh_note, zboot};
+use crate::effort;
 
 fn lz4(bytes: &[u8]) -> Vec<u8> {
     let packed = lz4_flex::block::compress(bytes);
@@ -160,7 +161,7 @@ fn hostile_23_flipped_bytes_never_panic() {
         (state >> 33) as usize % below
     };
     for (index, image) in images.iter().enumerate() {
-        for _ in 0..10_000 {
+        for _ in 0..effort::rounds(10_000) {
             let mut bytes = image.clone();
             let at = random(bytes.len().min(4096));
             bytes[at] = random(256) as u8;

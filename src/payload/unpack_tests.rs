@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::Compression::*;
 use super::*;
+use crate::effort;
 
 /// A deflate stream of stored blocks in a gzip file whose header has `flags` and `fields`.
 fn gzip_of(bytes: &[u8], flags: u8, fields: &[u8]) -> Vec<u8> {
@@ -143,7 +144,7 @@ fn checksums_are_checked() {
 
 #[test]
 fn a_bomb_ends_at_the_limit() {
-    let zeros = vec![0; 64 << 20];
+    let zeros = vec![0; effort::rounds(64 << 20)];
     for (compression, bomb) in [(Zstd, zstd_of(&zeros)), (Lz4, lz4_of(&zeros))] {
         assert!(bomb.len() < 1 << 20);
         let error = unpack(compression, &bomb, 1 << 20).unwrap_err().to_string();
@@ -166,7 +167,7 @@ fn hostile_23_flipped_bytes_never_panic() {
         (state >> 33) as usize % below
     };
     for (compression, packed, content) in samples_of(500) {
-        for _ in 0..10_000 {
+        for _ in 0..effort::rounds(10_000) {
             let mut file = packed.clone();
             for _ in 0..=random(3) {
                 let at = random(file.len().min(4096));

@@ -6,6 +6,7 @@ use std::thread;
 use super::*;
 use crate::console::EOT;
 use crate::devices::rig::{Dice, Rig, long_text};
+use crate::effort;
 
 fn rig() -> Rig<Pl011> {
     Rig::new(Pl011::new)
@@ -112,7 +113,7 @@ fn a_driver_that_polls_gets_all_and_one_eot() {
 fn a_megabyte_comes_whole_and_no_interrupt_is_lost_whatever_the_driver_does() {
     let mut rig = rig();
     let mut typing = rig.typing.take().unwrap();
-    let text = long_text(1 << 20);
+    let text = long_text(effort::rounds(1 << 20) as u32);
     let typed = text.clone();
     let typist = thread::spawn(move || {
         let mut dice = Dice(42);

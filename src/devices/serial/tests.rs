@@ -5,6 +5,7 @@ use std::thread;
 
 use super::*;
 use crate::devices::rig::{Dice, Rig, long_text};
+use crate::effort;
 
 /// Registers as the bus names them.
 const DATA: u64 = RBR as u64;
@@ -80,7 +81,7 @@ fn take_by_status(rig: &mut Rig<Serial>, bytes: &mut Vec<u8>) {
 fn a_megabyte_comes_whole_and_no_interrupt_is_lost_whatever_the_driver_does() {
     let mut rig = rig();
     let mut typing = rig.typing.take().unwrap();
-    let text = long_text(1 << 20);
+    let text = long_text(effort::rounds(1 << 20) as u32);
     let typed = text.clone();
     let typist = thread::spawn(move || {
         let mut dice = Dice(42);
