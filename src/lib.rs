@@ -5,8 +5,10 @@
 //! - [`config`]: what a machine is to be
 //! - [`payload`]: the image: [`payload::image`] recognises it, [`payload::unpack`] and
 //!   [`payload::cache`] unpack it, [`payload::load`] places it in RAM, [`payload::describe`] tells
-//! - [`memory`]: guest RAM and KVM's slots, in [`host_memory`]; [`places`]: what lies where in it while it is built
-//! - [`kernel`]: what a kernel is given: command line, initial RAM disk, modules
+//! - [`memory`]: guest RAM and KVM's slots, in [`host_memory`], with files that are mapped into it;
+//!   [`places`]: what lies where in it while it is built
+//! - [`kernel`]: what a kernel is given: command line, initial RAM disk, modules; [`archive`] packs a
+//!   folder for it
 //! - [`board`]: what the core and an architecture tell each other; [`layout_check`]: address maps
 //! - `arch`: everything that differs between architectures, behind one pinned contract
 //! - [`machine`]: builds a machine in the one right order
@@ -15,8 +17,10 @@
 //! - [`run`]: the run loop of one vCPU; [`exit`]: the vocabulary that it speaks
 //! - [`bus`]: addresses to devices; [`devices`]; [`irq`]: their interrupt lines
 //! - [`console`]: the host's side of the guest's console; [`terminal`]: raw and as it was
-//! - [`journal`]: counts and the last exits; [`trace`]: each exit in words
-//! - [`outcome`]: how it ended, and the process status; [`verdict`]: the same as JSON
+//! - [`journal`]: counts and the last exits; [`trace`]: each exit in words or on a line of time;
+//!   [`timeline`]: what a start was spent on
+//! - [`outcome`]: how it ended, and the process status; [`verdict`]: the same as JSON and for people;
+//!   [`symbols`]: names for its addresses
 //! - [`host`]: what this host can do
 //! - [`guests`]: the embedded guests
 //! - [`sys`]: system calls that nobody wraps

@@ -18,7 +18,6 @@ use acpi_tables::{Aml, aml};
 
 use super::layout;
 use super::mode::Machine;
-use crate::devices::panic_report;
 use crate::exit::BusAddr;
 
 const OEM: [u8; 6] = *b"BIVISR";
@@ -99,7 +98,7 @@ fn dsdt(machine: Machine) -> Vec<u8> {
     // QEMU docs/specs/pvpanic.rst, "ACPI Interface".
     let hid = Name::new(Path::new("_HID"), &"QEMU0001");
     let panic = layout::PANIC_REPORT.addr as u16;
-    let port = IO::new(panic, panic, 1, panic_report::LEN as u8);
+    let port = IO::new(panic, panic, 1, 1);
     let resources = Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&port]));
     let panic = Device::new(Path::new("PEVT"), vec![&hid, &resources]);
     let bus = Scope::new(Path::new("\\_SB_"), vec![&serial, &panic]);

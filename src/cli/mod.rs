@@ -96,6 +96,7 @@ Examples:
   bivisor run kernel.elf --memory 256M --cpus 2 --timeout 10s
   bivisor run kernel.bin --load 0x1000 --debug-console port:0xf1 --trace
   bivisor run kernel.elf --expect 'all tests passed' --fail-on PANIC --no-progress 30s
+  bivisor run vmlinuz --initrd-dir root --cpus 2 --cmdline quiet
   bivisor run kernel.elf --console pty
   bivisor run kernel.elf --gdb tcp:1234        # then: gdb kernel.elf -ex 'target remote :1234'
 
