@@ -21,7 +21,7 @@ use crate::host::short_path;
 use crate::strip::Strip;
 use crate::{Host, Job};
 
-const RETRIES: u32 = 2;
+const RETRIES: u32 = 4;
 
 /// Our choice: standard input that is kept for another try.
 const KEPT_INPUT: usize = 1 << 20;
