@@ -47,7 +47,7 @@ mod contract {
     use vmm_sys_util::eventfd::EventFd;
 
     use super::*;
-    use crate::board::{Board, Extra, Finding, Start, StopRegister, Takes};
+    use crate::board::{Board, Extra, Finding, Seat, Start, StopRegister, Takes};
     use crate::debug::{Hardware, Slots, Trap};
     use crate::exit::BusAddr;
     use crate::kick::Kick;
@@ -61,6 +61,8 @@ mod contract {
     const _: &str = NAME;
     /// Where the devices that every machine has lie.
     const _: [BusAddr; 3] = [layout::CONSOLE, layout::EXIT_REGISTER, layout::PANIC_REPORT];
+    /// Where virtio devices lie, the first one first.
+    const _: fn(usize) -> Option<Seat> = layout::virtio;
     /// Devices of this kind of machine alone.
     const _: fn(Machine) -> &'static [(Extra, BusAddr)] = layout::extras;
     /// The platform's own ways to be switched off or reset.
@@ -108,9 +110,11 @@ mod contract {
     const _: fn(&VmFd, &Chips, usize, &Entry) -> Result<Vcpu> = Vcpu::new;
     /// What must wait until every vCPU exists.
     const _: fn(&Chips) -> Result<()> = after_vcpus;
-    /// Makes a write to the event an edge on the console's interrupt; called last, and only where
+    /// The console's interrupt line.
+    const _: u32 = layout::CONSOLE_LINE;
+    /// Makes a write to the event an edge on an interrupt line; called last, and only where
     /// [`Machine::has_platform`].
-    const _: fn(&VmFd, &EventFd) -> Result<()> = wire_console;
+    const _: fn(&VmFd, &EventFd, u32) -> Result<()> = wire;
     /// What makes the vCPU leave the guest.
     const _: fn(&mut Vcpu) -> Kick = Vcpu::kick;
     const fn runs<T: Run + Send>() {}

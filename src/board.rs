@@ -12,6 +12,19 @@ pub struct Board {
     pub ram: Vec<RamRange>,
     /// The exit register.
     pub exit_register: BusAddr,
+    /// virtio devices behind registers in memory.
+    pub virtio: Vec<Seat>,
+}
+
+/// Where a device lies, and its interrupt line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seat {
+    /// Its registers.
+    pub at: BusAddr,
+    /// Their bytes.
+    pub len: u64,
+    /// Its line, as the interrupt controller counts them.
+    pub line: u32,
 }
 
 /// How the first vCPU starts. `M` is the architecture's mode, `R` its names of registers.

@@ -14,6 +14,7 @@ use crate::memory::{ImageMemory, RamRange};
 use crate::payload::Payload;
 use crate::payload::load::Wish;
 use crate::trace::Trace;
+use crate::virtio::VirtioDevice;
 
 /// Where the debug console lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +83,8 @@ pub struct Config {
     pub fail_on: Vec<String>,
     /// How long the guest may go without an exit.
     pub no_progress: Option<Duration>,
+    /// virtio devices: disks, networks and so on, in the order in which the guest finds them.
+    pub devices: Vec<Box<dyn VirtioDevice>>,
     /// A debug console, if wanted.
     pub debug_console: Option<DebugConsole>,
     /// Where the exit register is, instead of its usual place.
@@ -136,6 +139,7 @@ impl Config {
             expect: Vec::new(),
             fail_on: Vec::new(),
             no_progress: None,
+            devices: Vec::new(),
             debug_console: None,
             exit_register: None,
             timeout: None,

@@ -16,11 +16,13 @@
 //! - [`gdb`]: a debugger at the guest; [`debug`]: the vocabulary that it speaks with architectures
 //! - [`run`]: the run loop of one vCPU; [`exit`]: the vocabulary that it speaks
 //! - [`bus`]: addresses to devices; [`devices`]; [`irq`]: their interrupt lines
+//! - [`virtio`]: devices that share rings with their drivers; [`pieces`]: the buffers of these
 //! - [`console`]: the host's side of the guest's console; [`terminal`]: raw and as it was
 //! - [`journal`]: counts and the last exits; [`trace`]: each exit in words or on a line of time;
 //!   [`timeline`]: what a start was spent on
 //! - [`outcome`]: how it ended, and the process status; [`verdict`]: the same as JSON and for people;
 //!   [`symbols`]: names for its addresses
+//! - [`notice`]: lines for the user while a guest runs
 //! - [`host`]: what this host can do
 //! - [`guests`]: the embedded guests
 //! - [`sys`]: system calls that nobody wraps
@@ -59,8 +61,10 @@ pub mod layout_check;
 pub mod machine;
 mod mapped;
 pub mod memory;
+pub mod notice;
 pub mod outcome;
 pub mod payload;
+pub mod pieces;
 pub mod places;
 pub mod run;
 pub mod symbols;
@@ -69,6 +73,7 @@ pub mod terminal;
 pub mod timeline;
 pub mod trace;
 pub mod verdict;
+pub mod virtio;
 
 #[path = "../guests/mod.rs"]
 pub mod guests;

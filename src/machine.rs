@@ -9,11 +9,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use kvm_ioctls::{Cap, Kvm, VmFd};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::{self, layout};
-use crate::board::{Board, Extra, Start};
+use crate::board::{Board, Extra, Seat, Start};
 use crate::bus::{Bus, Device};
 use crate::config::{Config, Memory};
 use crate::console::watch::{Wanted, Watch};
@@ -37,6 +37,8 @@ use crate::payload::{Payload, load};
 use crate::places::Places;
 use crate::timeline::Timeline;
 use crate::trace::Trace;
+use crate::virtio::VirtioDevice;
+use crate::virtio::mmio::{self, Mmio};
 use crate::{kick, sys};
 
 /// Why /dev/kvm can't be used, in one line with the mend.
@@ -67,8 +69,8 @@ pub struct Machine {
     _chips: arch::Chips,
     _vm: VmFd,
     pub(crate) debugger: Option<Debugger>,
-    pub(crate) ram: GuestRam,
     pub(crate) bus: Bus,
+    pub(crate) ram: Arc<GuestRam>,
     pub(crate) output: Arc<Output>,
     pub(crate) input: Arc<Input>,
     /// Wakes the event loop.
@@ -107,7 +109,7 @@ impl Machine {
         let way = load::choose(&image, ram_start, protocol, mode, &arch::RULES)?;
         let machine = machine.unwrap_or(way.mode.machine(way.takes));
         let vm = arch::create_vm(&kvm, ranges.last().map_or(0, |range| range.end()))?;
-        let ram = GuestRam::new(ranges)?.with_images(config.image_memory);
+        let ram = Arc::new(GuestRam::new(ranges)?.with_images(config.image_memory));
         ram.add_slots(&vm)?;
         timeline.reached("VM and RAM");
         let chips = arch::before_vcpus(&kvm, &vm, config.cpus, machine)?;
@@ -129,24 +131,20 @@ impl Machine {
         let output = Arc::new(Output::new(to, wake.clone(), stopping.clone(), watch));
         let input = Input::new(console.before, console.input, console.nature, stopped.clone());
         let exit_register = config.exit_register.unwrap_or(layout::EXIT_REGISTER);
-        let line = machine
-            .has_platform()
-            .then(|| event(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC))
-            .transpose()?;
-        let irq = match &line {
-            Some(line) => Irq::new(line.try_clone().context("copy an eventfd")?),
-            None => Irq::none(),
-        };
-        let devices = Devices { bus: Bus::default(), ram: &ram };
+        let wires = machine.has_platform().then(Vec::new);
+        let mut devices = Devices { bus: Bus::default(), vm: &vm, ram: &ram, wires };
         let debug = config.debug_console;
-        let bus = devices.insert_all(machine, exit_register, debug, irq, &output, &input)?;
+        devices.insert_all(machine, exit_register, debug, &output, &input)?;
+        let virtio = devices.insert_virtio(config.devices)?;
+        let Devices { bus, wires, .. } = devices;
 
         timeline.reached("devices");
 
         let mut places = Places::new(ram.ranges());
         let entry = load::load(&image, &ram, &mut places, &config.wish, &way, &arch::RULES)?;
         way.mode.avoids().iter().for_each(|range| places.avoid(*range));
-        let board = Board { cpus: config.cpus, ram: ram.ranges().to_vec(), exit_register };
+        let ranges = ram.ranges().to_vec();
+        let board = Board { cpus: config.cpus, ram: ranges, exit_register, virtio };
         let (cmdline, files) = (&config.cmdline, &config.initrds);
         let given = Given { image: &config.name, cmdline, files };
         let mut kernel = given.place(way.takes, &ram, &mut places)?;
@@ -162,8 +160,8 @@ impl Machine {
             })
             .collect::<Result<_>>()?;
         arch::after_vcpus(&chips)?;
-        if let Some(line) = &line {
-            arch::wire_console(&vm, line)?;
+        for (event, line) in wires.iter().flatten() {
+            arch::wire(&vm, event, *line)?;
         }
         kick::install_handler()?;
         let debugger = |listener| Debugger::new(listener, arch::debug_slots(&kvm, &vm));
@@ -267,7 +265,10 @@ const WIDEST_ACCESS: u64 = 8;
 /// The bus while devices are put on it.
 struct Devices<'a> {
     bus: Bus,
-    ram: &'a GuestRam,
+    vm: &'a VmFd,
+    ram: &'a Arc<GuestRam>,
+    /// Interrupts to be wired to their lines, if the machine has an interrupt controller.
+    wires: Option<Vec<(EventFd, u32)>>,
 }
 
 impl Devices<'_> {
@@ -308,16 +309,49 @@ impl Devices<'_> {
         self.insert(at, len, name, device)
     }
 
+    /// An interrupt on `line`; none where there is no controller.
+    fn irq(&mut self, line: u32) -> Result<Irq> {
+        let Some(wires) = &mut self.wires else { return Ok(Irq::none()) };
+        let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
+        let event = event.context("create an eventfd")?;
+        let irq = Irq::new(event.try_clone().context("copy an eventfd")?);
+        wires.push((event, line));
+        Ok(irq)
+    }
+
+    /// The virtio devices; gives where they lie. Their notifications end in KVM.
+    fn insert_virtio(&mut self, devices: Vec<Box<dyn VirtioDevice>>) -> Result<Vec<Seat>> {
+        let count = devices.len();
+        let insert = |(index, device)| {
+            let seat = layout::virtio(index).with_context(|| {
+                format!("{count} disks, networks and other devices: a machine has room for {index}")
+            })?;
+            let irq = self.irq(seat.line)?;
+            let device: Box<dyn VirtioDevice> = device;
+            let name = device.name();
+            let device = Mmio::new(device, self.ram.clone(), irq).context(name)?;
+            let notify = IoEventAddress::Mmio(seat.at.addr + mmio::NOTIFY);
+            for (number, kick) in device.transport().kicks().iter().enumerate() {
+                self.vm
+                    .register_ioevent(kick, &notify, number as u32)
+                    .with_context(|| format!("{name}: have KVM take notifications"))?;
+            }
+            self.insert(seat.at, seat.len, name, Box::new(device))?;
+            Ok(seat)
+        };
+        devices.into_iter().enumerate().map(insert).collect()
+    }
+
     /// The devices that every machine has, and a debug console if wanted.
     fn insert_all(
-        mut self,
+        &mut self,
         machine: arch::Machine,
         exit_register: BusAddr,
         debug: Option<crate::config::DebugConsole>,
-        irq: Irq,
         output: &Arc<Output>,
         input: &Arc<Input>,
-    ) -> Result<Bus> {
+    ) -> Result<()> {
+        let irq = self.irq(layout::CONSOLE_LINE)?;
         let serial = Serial::new(output.clone(), input.clone(), irq);
         self.insert(layout::CONSOLE, serial::LEN, "console", Box::new(serial))?;
         self.insert(layout::PANIC_REPORT, panic_report::LEN, "pvpanic", Box::new(PanicReport))?;
@@ -353,7 +387,7 @@ impl Devices<'_> {
         if let Some(debug) = debug {
             self.insert_debug_console(debug, output, input)?;
         }
-        Ok(self.bus)
+        Ok(())
     }
 
     fn insert_debug_console(

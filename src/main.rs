@@ -14,22 +14,14 @@ mod start;
 use std::ffi::OsString;
 use std::io::{self, Write};
 
+use bivisor::notice;
 use bivisor::outcome::status;
 use cli::Parsed;
 
-/// Prints one line on standard error. What a file name or a guest smuggled into it can't break the
-/// line or reach the terminal.
+/// Prints one line on standard error.
 fn complain(message: &str) {
-    let mut line = String::from("bivisor: ");
-    for c in message.chars() {
-        match c {
-            c if c.is_control() => line.extend(c.escape_default()),
-            c => line.push(c),
-        }
-    }
-    line.push('\n');
     // Nobody is left to tell when standard error can't be written.
-    let _ = io::stderr().write_all(line.as_bytes());
+    let _ = io::stderr().write_all(notice::line(message).as_bytes());
 }
 
 /// Carries out the command line `args`; gives the process status.

@@ -1,7 +1,7 @@
 //! The few system calls that neither std nor the rust-vmm crates wrap safely.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 /// Waits until one of `fds` is ready, or `timeout` is over (`None`: for ever). Each entry holds a
@@ -70,6 +70,47 @@ pub fn next_signal(fd: &OwnedFd) -> Option<i32> {
     // signalfd(2): `ssi_signo` is the first field, 32 bits.
     (read == info.len() as isize)
         .then(|| i32::from_ne_bytes(info[..4].try_into().expect("four bytes")))
+}
+
+/// The count of a system call that transferred bytes, or its error.
+fn transferred(result: isize) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
+/// Reads once from `file` at `offset`.
+///
+/// # Safety
+///
+/// The kernel may write to what the pieces point to.
+pub unsafe fn preadv(file: &impl AsFd, pieces: &[libc::iovec], offset: u64) -> io::Result<usize> {
+    let (fd, count) = (file.as_fd().as_raw_fd(), pieces.len() as libc::c_int);
+    // SAFETY: the pointer and the length are those of one slice; the caller vouches for the rest.
+    transferred(unsafe { libc::preadv(fd, pieces.as_ptr(), count, offset as libc::off_t) })
+}
+
+/// Writes once to `file` at `offset`. Pieces that point nowhere are an error (EFAULT).
+pub fn pwritev(file: &impl AsFd, pieces: &[libc::iovec], offset: u64) -> io::Result<usize> {
+    let (fd, count) = (file.as_fd().as_raw_fd(), pieces.len() as libc::c_int);
+    // SAFETY: the pointer and the length are those of one slice; the kernel only reads the pieces.
+    transferred(unsafe { libc::pwritev(fd, pieces.as_ptr(), count, offset as libc::off_t) })
+}
+
+/// Reads once from a stream.
+///
+/// # Safety
+///
+/// The kernel may write to what the pieces point to.
+pub unsafe fn readv(stream: &impl AsFd, pieces: &[libc::iovec]) -> io::Result<usize> {
+    let (fd, count) = (stream.as_fd().as_raw_fd(), pieces.len() as libc::c_int);
+    // SAFETY: the pointer and the length are those of one slice; the caller vouches for the rest.
+    transferred(unsafe { libc::readv(fd, pieces.as_ptr(), count) })
+}
+
+/// Writes once to a stream. Pieces that point nowhere are an error (EFAULT).
+pub fn writev(stream: &impl AsFd, pieces: &[libc::iovec]) -> io::Result<usize> {
+    let (fd, count) = (stream.as_fd().as_raw_fd(), pieces.len() as libc::c_int);
+    // SAFETY: the pointer and the length are those of one slice; the kernel only reads the pieces.
+    transferred(unsafe { libc::writev(fd, pieces.as_ptr(), count) })
 }
 
 /// This thread's id, for [`signal_thread`].

@@ -102,7 +102,7 @@ fn write(board: &Board, kernel: &Kernel, gic: Gic) -> Result<Vec<u8>, Error> {
     write_gic(&mut fdt, board, gic)?;
 
     write_device(&mut fdt, "serial", layout::CONSOLE, 8, &["ns16550a"], |fdt| {
-        fdt.property_array_u32("interrupts", &[SPI, layout::CONSOLE_SPI, EDGE_RISING])?;
+        fdt.property_array_u32("interrupts", &[SPI, layout::CONSOLE_LINE, EDGE_RISING])?;
         fdt.property_u32("clock-frequency", UART_CLOCK)
     })?;
     // A primecell's driver asks for the clock of its bus.
@@ -116,6 +116,12 @@ fn write(board: &Board, kernel: &Kernel, gic: Gic) -> Result<Vec<u8>, Error> {
         fdt.property_u32("clocks", CLOCK_PHANDLE)?;
         fdt.property_string("clock-names", "apb_pclk")
     })?;
+    for seat in &board.virtio {
+        write_device(&mut fdt, "virtio", seat.at, seat.len, &["virtio,mmio"], |fdt| {
+            fdt.property_null("dma-coherent")?;
+            fdt.property_array_u32("interrupts", &[SPI, seat.line, EDGE_RISING])
+        })?;
+    }
     write_device(&mut fdt, "pvpanic", layout::PANIC_REPORT, 2, &["qemu,pvpanic-mmio"], |_| Ok(()))?;
     write_device(&mut fdt, "exit", board.exit_register, 8, &["bivisor,exit-register"], |_| Ok(()))?;
 
@@ -227,6 +233,7 @@ mod tests {
                 RamRange { start: 0x1_0000_0000, len: 0x2000 },
             ],
             exit_register: BusAddr::memory(0x8000),
+            virtio: vec![layout::virtio(0).unwrap(), layout::virtio(15).unwrap()],
         };
         let initrd = RamRange { start: 0x4800_0000, len: 0x123 };
         let kernel = Kernel {
@@ -252,6 +259,8 @@ mod tests {
             expect("/chosen/bootargs", b"console=ttyS0\0".to_vec());
             expect("/chosen/linux,initrd-end", cells(&[0, 0x4800_0123]));
             expect("/exit@8000/compatible", b"bivisor,exit-register\0".to_vec());
+            expect("/virtio@a000000/interrupts", cells(&[0, 16, 1]));
+            expect("/virtio@a001e00/reg", cells(&[0, 0x0a00_1e00, 0, 0x200]));
             expect("/pvpanic@9120000/reg", cells(&[0, 0x0912_0000, 0, 2]));
             expect("/interrupt-controller@8000000/compatible", compatible.into());
             let [start, len] = rest;

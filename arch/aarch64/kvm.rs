@@ -103,9 +103,9 @@ pub fn before_vcpus(_: &Kvm, vm: &VmFd, cpus: usize, _: Machine) -> Result<Chips
     Ok(Chips { gic, target, _vectors: vectors })
 }
 
-/// Wires the console's interrupt, a shared one of the controller, which must be initialised.
-pub fn wire_console(vm: &VmFd, line: &EventFd) -> Result<()> {
-    vm.register_irqfd(line, layout::CONSOLE_SPI).context("wire the console's interrupt")
+/// Wires a shared interrupt of the controller, which must be initialised.
+pub fn wire(vm: &VmFd, event: &EventFd, line: u32) -> Result<()> {
+    vm.register_irqfd(event, line).with_context(|| format!("wire interrupt {line}"))
 }
 
 /// Initialises the interrupt controller.

@@ -14,11 +14,12 @@
 //! 0x0912_0000  pvpanic
 //! 0x0913_0000  exception vectors for a guest that has none yet, read-only
 //! 0x0914_0000  where those vectors tell that one was taken
+//! 0x0a00_0000  virtio devices, 0x200 for each of 16
 //! 0x4000_0000  RAM; a flat image at +0x8_0000
 //! ```
 
 use super::mode::Machine;
-use crate::board::{Extra, StopRegister};
+use crate::board::{Extra, Seat, StopRegister};
 use crate::exit::BusAddr;
 use crate::layout_check::{Region, ascending_and_disjoint};
 use crate::memory::RamRange;
@@ -51,7 +52,7 @@ pub fn extras(_: Machine) -> &'static [(Extra, BusAddr)] {
 /// Our choice: past what `virt` has at 0x0900_0000 (a PL011, an RTC and more), a page of its own.
 pub const CONSOLE: BusAddr = BusAddr::memory(0x0910_0000);
 /// The console's shared interrupt. Our choice: the first one, which is QEMU's UART's too.
-pub const CONSOLE_SPI: u32 = 1;
+pub const CONSOLE_LINE: u32 = 1;
 /// Our choice: the next 64 KiB, so that a guest with pages of that size maps each device alone.
 pub const EXIT_REGISTER: BusAddr = BusAddr::memory(0x0911_0000);
 /// As above.
@@ -62,6 +63,20 @@ pub const VECTORS: Region = Region { name: "exception vectors", start: 0x0913_00
 /// Our choice: right behind, where a load relative to the pc reaches it.
 pub const UNHANDLED: Region =
     Region { name: "unhandled exceptions", start: 0x0914_0000, len: PAGE };
+
+/// Where `virt` has virtio devices, and what each of them takes there.
+const VIRTIO: Region = Region { name: "virtio devices", start: 0x0a00_0000, len: 16 * VIRTIO_LEN };
+const VIRTIO_LEN: u64 = 0x200;
+/// The shared interrupt of the first of them, on `virt` too.
+const VIRTIO_SPI: u32 = 16;
+
+/// Where virtio device number `index` lies.
+pub fn virtio(index: usize) -> Option<Seat> {
+    let start = VIRTIO.start + index as u64 * VIRTIO_LEN;
+    let (at, line) = (BusAddr::memory(start), VIRTIO_SPI + index as u32);
+    let seat = Seat { at, len: VIRTIO_LEN, line };
+    (start < VIRTIO.end()).then_some(seat)
+}
 
 /// Bytes that a device's page takes.
 const PAGE: u64 = 0x1000;
@@ -84,6 +99,7 @@ pub const WINDOWS: &[Region] = &[
     Region { name: "pvpanic", start: PANIC_REPORT.addr, len: PAGE },
     VECTORS,
     UNHANDLED,
+    VIRTIO,
 ];
 const _: () = assert!(ascending_and_disjoint(WINDOWS));
 

@@ -7,7 +7,7 @@
 //! Source: ACPI 6.5, 5.2 "ACPI System Description Tables" and 4.8.3.7 "Sleep Control and Status".
 
 use acpi_tables::aml::{
-    Device, EISAName, IO, Interrupt, Name, Package, Path, ResourceTemplate, Scope,
+    Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate, Scope,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags, PmProfile};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
@@ -18,6 +18,7 @@ use acpi_tables::{Aml, aml};
 
 use super::layout;
 use super::mode::Machine;
+use crate::board::{Board, Seat};
 use crate::exit::BusAddr;
 
 const OEM: [u8; 6] = *b"BIVISR";
@@ -63,8 +64,8 @@ fn bytes(table: &dyn Aml) -> Vec<u8> {
     bytes
 }
 
-/// Every table for `machine` with `cpus` CPUs, to be placed at `at`; the RSDP comes first.
-pub fn tables(at: u64, cpus: usize, machine: Machine) -> Vec<u8> {
+/// Every table for `machine` with what is on `board`, to be placed at `at`; the RSDP comes first.
+pub fn tables(at: u64, board: &Board, machine: Machine) -> Vec<u8> {
     // The RSDP's room is kept; what it points to follows.
     let mut blob = vec![0; Rsdp::len().next_multiple_of(ALIGN)];
     let mut place = |table: Vec<u8>| {
@@ -73,10 +74,10 @@ pub fn tables(at: u64, cpus: usize, machine: Machine) -> Vec<u8> {
         blob.resize(blob.len().next_multiple_of(ALIGN), 0);
         addr
     };
-    let dsdt = place(dsdt(machine));
+    let dsdt = place(dsdt(board, machine));
     let facs = (machine == Machine::Pc).then(|| place(facs()));
     let fadt = place(fadt(dsdt, facs));
-    let madt = place(madt(cpus, machine));
+    let madt = place(madt(board.cpus, machine));
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
     xsdt.add_entry(fadt);
     xsdt.add_entry(madt);
@@ -86,8 +87,8 @@ pub fn tables(at: u64, cpus: usize, machine: Machine) -> Vec<u8> {
     blob
 }
 
-/// The console, and the sleep state in which the machine is off.
-fn dsdt(machine: Machine) -> Vec<u8> {
+/// The console, other devices, and the sleep state in which the machine is off.
+fn dsdt(board: &Board, machine: Machine) -> Vec<u8> {
     let console = layout::CONSOLE.addr as u16;
     let hid = Name::new(Path::new("_HID"), &EISAName::new("PNP0501"));
     let uid = Name::new(Path::new("_UID"), &aml::ZERO);
@@ -102,12 +103,30 @@ fn dsdt(machine: Machine) -> Vec<u8> {
     let resources = Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&port]));
     let panic = Device::new(Path::new("PEVT"), vec![&hid, &resources]);
     let bus = Scope::new(Path::new("\\_SB_"), vec![&serial, &panic]);
+    let virtio: Vec<_> = board.virtio.iter().enumerate().flat_map(virtio).collect();
     let s5_type = if machine == Machine::Pc { S5_TYPE_PC } else { S5_TYPE };
     let s5 = Name::new(Path::new("\\_S5_"), &Package::new(vec![&s5_type, &aml::ZERO]));
     let mut sdt = Sdt::new(*b"DSDT", 36, 6, OEM, OEM_TABLE, OEM_REVISION);
     sdt.append_slice(&bytes(&bus));
+    sdt.append_slice(&virtio);
     sdt.append_slice(&bytes(&s5));
     sdt.as_slice().to_vec()
+}
+
+/// One virtio device behind registers in memory, with the id that Linux gave it (v6.12
+/// drivers/virtio/virtio_mmio.c).
+fn virtio((index, seat): (usize, &Seat)) -> Vec<u8> {
+    let hid = Name::new(Path::new("_HID"), &"LNRO0005");
+    let uid = Name::new(Path::new("_UID"), &(index as u32));
+    // DMA sees what the CPUs' caches hold.
+    let coherent = Name::new(Path::new("_CCA"), &aml::ONE);
+    let registers = Memory32Fixed::new(true, seat.at.addr as u32, seat.len as u32);
+    let line = Interrupt::new(true, true, false, false, seat.line);
+    let resources = ResourceTemplate::new(vec![&registers, &line]);
+    let resources = Name::new(Path::new("_CRS"), &resources);
+    let name = format!("VR{index:02}");
+    let device = Device::new(Path::new(&name), vec![&hid, &uid, &coherent, &resources]);
+    bytes(&Scope::new(Path::new("\\_SB_"), vec![&device]))
 }
 
 /// The table with which a system shares the fixed registers; it has neither a checksum nor, here,
@@ -182,6 +201,11 @@ mod tests {
 
     const AT: u64 = 0xe_0000;
 
+    fn board(cpus: usize) -> Board {
+        let virtio = vec![layout::virtio(0).unwrap(), layout::virtio(15).unwrap()];
+        Board { cpus, ram: vec![], exit_register: layout::EXIT_REGISTER, virtio }
+    }
+
     fn u32_at(bytes: &[u8], at: usize) -> u32 {
         u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
     }
@@ -202,7 +226,7 @@ mod tests {
     #[test]
     fn the_tables_lead_from_the_rsdp_to_every_cpu() {
         for cpus in [1, 2, 255, 256, 300] {
-            let blob = tables(AT, cpus, Machine::Micro);
+            let blob = tables(AT, &board(cpus), Machine::Micro);
             assert_eq!(&blob[..8], b"RSD PTR ");
             let xsdt = table(&blob, u64_at(&blob, 24));
             let found: Vec<_> = (36..xsdt.len()).step_by(8).map(|at| u64_at(xsdt, at)).collect();
@@ -210,6 +234,12 @@ mod tests {
             assert_eq!((&fadt[..4], &madt[..4]), (&b"FACP"[..], &b"APIC"[..]));
             let dsdt = table(&blob, u64_at(fadt, 140));
             assert_eq!(&dsdt[..4], b"DSDT");
+            // A device's registers: a fixed range of 32 bits (ACPI 6.5, 6.4.3.4).
+            for start in [0xd000_0000u32, 0xd000_1e00] {
+                let range = [start, 0x200].map(u32::to_le_bytes).concat();
+                let range = [&[0x86, 9, 0, 1][..], &range].concat();
+                assert!(dsdt.windows(range.len()).any(|bytes| bytes == range), "{start:#x}");
+            }
             let mut at = 44;
             let mut ids = vec![];
             while at < madt.len() {
@@ -227,7 +257,7 @@ mod tests {
 
     #[test]
     fn the_fadt_says_what_is_not_there_and_how_to_end() {
-        let blob = tables(AT, 1, Machine::Micro);
+        let blob = tables(AT, &board(1), Machine::Micro);
         let xsdt = table(&blob, u64_at(&blob, 24));
         let fadt = table(&blob, u64_at(xsdt, 36));
         assert_eq!(u16::from_le_bytes([fadt[109], fadt[110]]), NO_VGA | NO_CMOS_RTC);
@@ -238,7 +268,7 @@ mod tests {
 
     #[test]
     fn a_pc_s_tables_say_what_is_there() {
-        let blob = tables(AT, 1, Machine::Pc);
+        let blob = tables(AT, &board(1), Machine::Pc);
         let xsdt = table(&blob, u64_at(&blob, 24));
         let fadt = table(&blob, u64_at(xsdt, 36));
         assert_eq!(u16::from_le_bytes([fadt[109], fadt[110]]), LEGACY_DEVICES | NO_VGA);

@@ -159,7 +159,8 @@ mod tests {
     use super::*;
 
     fn placed(ram: RamRange, taken: Option<(u64, u64)>) -> Vec<Table> {
-        let board = Board { cpus: 1, ram: vec![ram], exit_register: layout::EXIT_REGISTER };
+        let board =
+            Board { cpus: 1, ram: vec![ram], exit_register: layout::EXIT_REGISTER, virtio: vec![] };
         let mut places = Places::new(&board.ram);
         if let Some((start, len)) = taken {
             places.reserve(start, len, "image").unwrap();

@@ -28,7 +28,7 @@ pub fn acpi(
     tables: &mut Vec<Table>,
 ) -> Result<u64> {
     let rsdp = layout::ACPI.start;
-    let acpi = acpi::tables(rsdp, board.cpus, machine);
+    let acpi = acpi::tables(rsdp, board, machine);
     ensure!(
         acpi.len() as u64 <= layout::ACPI.len,
         "--cpus {}: their ACPI tables take {:#x} bytes, and there is room for {:#x}: use fewer",
@@ -111,7 +111,7 @@ mod tests {
         let mut ram = vec![RamRange { start: 0, len: 4 * MIB }];
         ram.extend((1..pieces as u64).map(|i| RamRange { start: 4 * MIB * i + MIB, len: MIB }));
         let mut places = Places::new(&ram);
-        let board = Board { cpus, ram, exit_register: layout::EXIT_REGISTER };
+        let board = Board { cpus, ram, exit_register: layout::EXIT_REGISTER, virtio: vec![] };
         let kernel = Kernel { cmdline: vec![b'x'; layout::CMDLINE_MAX], ..Kernel::default() };
         let entry =
             if mode == Mode::Linux16 { layout::REAL_MODE_KERNEL.start + 0x200 } else { MIB };

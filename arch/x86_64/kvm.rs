@@ -92,9 +92,9 @@ pub fn before_vcpus(kvm: &Kvm, vm: &VmFd, cpus: usize, machine: Machine) -> Resu
     Ok(Chips { cpuid, cpus, machine })
 }
 
-/// Wires the console's interrupt.
-pub fn wire_console(vm: &VmFd, line: &EventFd) -> Result<()> {
-    vm.register_irqfd(line, layout::CONSOLE_LINE).context("wire the console's interrupt")
+/// Wires an input of the I/O APIC.
+pub fn wire(vm: &VmFd, event: &EventFd, line: u32) -> Result<()> {
+    vm.register_irqfd(event, line).with_context(|| format!("wire interrupt {line}"))
 }
 
 /// Nothing waits for the last vCPU here.

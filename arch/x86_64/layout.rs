@@ -4,6 +4,7 @@
 //! memory                                    ports
 //! 0x0000_0000  RAM (up to 3 GiB)            0x0060, 0x0064  i8042: command 0xfe resets
 //! 0xc000_0000  devices                      0x00f4          exit register
+//! 0xd000_0000    virtio, 0x200 for each of 16
 //! 0xfec0_0000    I/O APIC                   0x03f8          console (16550)
 //! 0xfee0_0000    local APICs                0x0505          pvpanic
 //! 0xfffb_c000    KVM's own four pages       0x0604          ACPI PM1a control: power-off
@@ -16,7 +17,7 @@
 //! interrupt controllers (0x20, 0xa0, 0x4d0).
 
 use super::mode::Machine;
-use crate::board::{Does, Extra, StopRegister};
+use crate::board::{Does, Extra, Seat, StopRegister};
 use crate::exit::BusAddr;
 use crate::layout_check::{Region, ascending_and_disjoint};
 use crate::memory::RamRange;
@@ -124,11 +125,26 @@ pub const LOCAL_APIC: u64 = 0xfee0_0000;
 
 /// Memory addresses that are never RAM.
 pub const WINDOWS: &[Region] = &[
+    VIRTIO,
     Region { name: "I/O APIC", start: IO_APIC, len: 0x1000 },
     Region { name: "local APICs", start: LOCAL_APIC, len: 0x1000 },
     Region { name: "pages of KVM's own", start: KVM_PAGES, len: 0x4000 },
 ];
 const _: () = assert!(ascending_and_disjoint(WINDOWS));
+
+/// Where virtio devices lie. Our choice: in the middle of the hole, with room for PCI on both sides.
+const VIRTIO: Region = Region { name: "virtio devices", start: 0xd000_0000, len: 16 * VIRTIO_LEN };
+/// What each takes. Our choice: as on other platforms.
+const VIRTIO_LEN: u64 = 0x200;
+/// Their inputs of the I/O APIC: first those that a PC uses for nothing, then those that it has for
+/// devices that we don't have.
+const VIRTIO_LINES: [u32; 16] = [16, 17, 18, 19, 20, 21, 22, 23, 5, 6, 7, 10, 11, 12, 14, 15];
+
+/// Where virtio device number `index` lies.
+pub fn virtio(index: usize) -> Option<Seat> {
+    let at = BusAddr::memory(VIRTIO.start + index as u64 * VIRTIO_LEN);
+    VIRTIO_LINES.get(index).map(|line| Seat { at, len: VIRTIO_LEN, line: *line })
+}
 
 /// Where a flat binary goes in real mode. Our choice: the first page past the interrupt vectors
 /// and the BIOS's data, whose place many guests overwrite.

@@ -1,8 +1,10 @@
 //! Devices: state machines that see offsets and bytes, never addresses, interrupts' numbers or an
 //! architecture.
 
+pub mod block;
 pub mod cmos;
 pub mod debug_console;
+pub mod entropy;
 pub mod exit_register;
 pub mod fixed_events;
 pub mod panic_report;

@@ -1,0 +1,290 @@
+//! Pieces of guest RAM in a row, for system calls that scatter and gather: what a virtio driver's
+//! buffer is made of.
+//!
+//! Each piece was checked against the guest's RAM when it was added and split where two ranges of
+//! it meet, so nobody has to look at addresses again. Bytes are taken from the front.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileSlice};
+
+use crate::memory::GuestRam;
+use crate::sys;
+
+/// Pieces that one system call takes at the most (readv(2), IOV_MAX).
+const PIECES_AT_ONCE: usize = 1024;
+
+/// Pieces of one guest's RAM.
+pub struct Pieces {
+    ram: Arc<GuestRam>,
+    /// Each lies in one range of `ram`.
+    list: Vec<libc::iovec>,
+    /// Those before it are used up.
+    first: usize,
+    len: usize,
+}
+
+// SAFETY: the pointers are into guest RAM, which `ram` keeps and any thread may access.
+unsafe impl Send for Pieces {}
+
+/// A part of guest-physical memory is not RAM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotRam {
+    /// Where the part begins.
+    pub guest_addr: u64,
+    /// Its bytes.
+    pub len: usize,
+}
+
+impl Pieces {
+    /// None yet, of `ram`.
+    pub fn new(ram: Arc<GuestRam>) -> Self {
+        Self { ram, list: Vec::new(), first: 0, len: 0 }
+    }
+
+    /// Bytes that are left.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// True without any.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Forgets all; room for as many stays.
+    pub fn clear(&mut self) {
+        self.list.clear();
+        (self.first, self.len) = (0, 0);
+    }
+
+    /// Adds `len` bytes at `guest_addr`, all of which must be RAM.
+    pub fn push(&mut self, guest_addr: u64, len: usize) -> Result<(), NotRam> {
+        let not_ram = NotRam { guest_addr, len };
+        let (mut at, mut left) = (guest_addr, len);
+        while left > 0 {
+            let memory = self.ram.backend();
+            let (region, offset) = memory.to_region_addr(GuestAddress(at)).ok_or(not_ram)?;
+            let room = vm_memory::GuestMemoryRegion::len(region) - offset.0;
+            let count = left.min(room as usize);
+            let slice = memory.get_slice(GuestAddress(at), count).map_err(|_| not_ram)?;
+            let base = slice.ptr_guard_mut().as_ptr();
+            self.list.push(libc::iovec { iov_base: base.cast(), iov_len: count });
+            self.len += count;
+            left -= count;
+            // No RAM ends at 2^64.
+            at = at.wrapping_add(count as u64);
+        }
+        Ok(())
+    }
+
+    /// Passes over `count` bytes, or all.
+    pub fn skip(&mut self, count: usize) {
+        self.each(count, |_| ());
+    }
+
+    /// Fills `bytes` from the front; gives how many there were.
+    pub fn read(&mut self, bytes: &mut [u8]) -> usize {
+        let mut done = 0;
+        self.each(bytes.len(), |piece| {
+            piece.copy_to(&mut bytes[done..]);
+            done += piece.len();
+        });
+        done
+    }
+
+    /// Writes `bytes` to the front; gives how many there was room for.
+    pub fn write(&mut self, bytes: &[u8]) -> usize {
+        let mut done = 0;
+        self.each(bytes.len(), |piece| {
+            piece.copy_from(&bytes[done..]);
+            done += piece.len();
+        });
+        done
+    }
+
+    /// Writes `count` zeros to the front, or as many as there is room for.
+    pub fn zero(&mut self, count: usize) {
+        const ZEROS: [u8; 4096] = [0; 4096];
+        self.each(count, |piece| {
+            for at in (0..piece.len()).step_by(ZEROS.len()) {
+                piece.offset(at).expect("inside").copy_from(&ZEROS[..]);
+            }
+        });
+    }
+
+    /// Uses up to `count` bytes at the front, piece by piece.
+    fn each(&mut self, count: usize, mut use_it: impl FnMut(VolatileSlice<'_>)) {
+        let mut left = count.min(self.len);
+        self.len -= left;
+        while left > 0 {
+            let piece = &mut self.list[self.first];
+            let taken = piece.iov_len.min(left);
+            // SAFETY: the piece is a part of `ram`, which is mapped for as long as `self` is there.
+            use_it(unsafe { VolatileSlice::new(piece.iov_base.cast(), taken) });
+            left -= taken;
+            if taken == piece.iov_len {
+                self.first += 1;
+            } else {
+                piece.iov_base = piece.iov_base.wrapping_byte_add(taken);
+                piece.iov_len -= taken;
+            }
+        }
+    }
+
+    /// Cuts off what is behind the first `len` bytes.
+    pub fn truncate(&mut self, len: usize) {
+        let mut over = self.len.saturating_sub(len);
+        self.len -= over;
+        while over > 0 {
+            let piece = self.list.last_mut().expect("as many bytes as `len` said");
+            if piece.iov_len > over {
+                piece.iov_len -= over;
+                return;
+            }
+            over -= piece.iov_len;
+            self.list.pop();
+        }
+    }
+
+    /// Moves what is behind the first `len` bytes to `rest`, which is emptied before.
+    pub fn split_off(&mut self, len: usize, rest: &mut Pieces) {
+        rest.clear();
+        rest.list.extend_from_slice(&self.list[self.first..]);
+        rest.len = self.len;
+        rest.skip(len);
+        self.truncate(len);
+    }
+
+    /// What is left, for one system call; fewer where there are more pieces than one can take.
+    pub fn as_iovecs(&self) -> &[libc::iovec] {
+        let end = self.list.len().min(self.first + PIECES_AT_ONCE);
+        &self.list[self.first..end]
+    }
+
+    /// Reads once from `file` at `offset` into what is left, and gives the bytes; the rest stays.
+    pub fn read_at(&mut self, file: &impl AsFd, offset: u64) -> io::Result<usize> {
+        // SAFETY: the pieces are guest RAM, which the kernel may write to.
+        let count = unsafe { sys::preadv(file, self.as_iovecs(), offset) }?;
+        self.skip(count);
+        Ok(count)
+    }
+
+    /// Writes once what is left to `file` at `offset`, and gives the bytes; the rest stays.
+    pub fn write_at(&mut self, file: &impl AsFd, offset: u64) -> io::Result<usize> {
+        let count = sys::pwritev(file, self.as_iovecs(), offset)?;
+        self.skip(count);
+        Ok(count)
+    }
+
+    /// Reads once from a stream into what is left, and gives the bytes; the rest stays.
+    pub fn read_from(&mut self, stream: &impl AsFd) -> io::Result<usize> {
+        // SAFETY: the pieces are guest RAM, which the kernel may write to.
+        let count = unsafe { sys::readv(stream, self.as_iovecs()) }?;
+        self.skip(count);
+        Ok(count)
+    }
+
+    /// Writes once what is left to a stream, and gives the bytes; the rest stays.
+    pub fn write_to(&mut self, stream: &impl AsFd) -> io::Result<usize> {
+        let count = sys::writev(stream, self.as_iovecs())?;
+        self.skip(count);
+        Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Seek, Write};
+
+    use super::*;
+    use crate::memory::RamRange;
+
+    /// Two ranges that touch, and one apart.
+    fn ram() -> Arc<GuestRam> {
+        let ranges = [(0x1000, 0x1000), (0x2000, 0x1000), (0x8000, 0x1000)];
+        let ranges = ranges.map(|(start, len)| RamRange { start, len });
+        Arc::new(GuestRam::new(ranges.to_vec()).unwrap())
+    }
+
+    #[test]
+    fn only_ram_is_taken_and_pieces_may_span_ranges_that_touch() {
+        for (guest_addr, len, ok, count) in [
+            (0x1000, 0x1000, true, 1),
+            (0x1fff, 2, true, 2),
+            (0x1000, 0x2000, true, 2),
+            (0x1000, 0x2001, false, 0),
+            (0x2fff, 2, false, 0),
+            (0xfff, 2, false, 0),
+            (0, 1, false, 0),
+            (u64::MAX, 1, false, 0),
+            (u64::MAX, 2, false, 0),
+            (0x1000, usize::MAX, false, 0),
+            (0x1234, 0, true, 0),
+        ] {
+            let mut pieces = Pieces::new(ram());
+            let pushed = pieces.push(guest_addr, len);
+            assert_eq!(pushed.is_ok(), ok, "{guest_addr:#x} of {len:#x}");
+            if ok {
+                assert_eq!((pieces.len(), pieces.list.len()), (len, count));
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_come_from_the_front_in_order_whatever_the_pieces() {
+        let ram = ram();
+        ram.write(b"abcdef", 0x1ffd).unwrap();
+        ram.write(b"ghi", 0x8000).unwrap();
+        let mut pieces = Pieces::new(ram.clone());
+        pieces.push(0x1ffd, 6).unwrap();
+        pieces.push(0x8000, 3).unwrap();
+        let mut rest = Pieces::new(ram.clone());
+        pieces.split_off(7, &mut rest);
+        let mut bytes = [0; 9];
+        assert_eq!((pieces.len(), rest.len()), (7, 2));
+        assert_eq!((rest.read(&mut bytes), &bytes[..2]), (2, &b"hi"[..]));
+        pieces.skip(1);
+        assert_eq!((pieces.read(&mut bytes[..4]), &bytes[..4]), (4, &b"bcde"[..]));
+        assert_eq!((pieces.read(&mut bytes), &bytes[..2]), (2, &b"fg"[..]));
+        assert!(pieces.is_empty() && pieces.as_iovecs().is_empty());
+
+        pieces.clear();
+        pieces.push(0x1ffe, 4).unwrap();
+        assert_eq!(pieces.write(b"WXYZ!"), 4);
+        assert_eq!(ram.peek(0x1ffd, 6), b"aWXYZf");
+        pieces.clear();
+        pieces.push(0x1ffe, 4).unwrap();
+        pieces.truncate(3);
+        pieces.zero(9);
+        assert_eq!(ram.peek(0x1ffd, 6), b"a\0\0\0Zf");
+    }
+
+    #[test]
+    fn files_and_streams_are_read_and_written_in_one_call() {
+        let ram = ram();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"0123456789").unwrap();
+        let mut pieces = Pieces::new(ram.clone());
+        pieces.push(0x1ffe, 4).unwrap();
+        assert_eq!(pieces.read_at(&file, 3).unwrap(), 4);
+        assert_eq!(ram.peek(0x1ffe, 4), b"3456");
+        pieces.clear();
+        pieces.push(0x1ffe, 4).unwrap();
+        assert_eq!(pieces.write_at(&file, 8).unwrap(), 4);
+        let mut text = String::new();
+        file.rewind().unwrap();
+        file.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "012345673456");
+
+        let (reader, writer) = io::pipe().unwrap();
+        pieces.clear();
+        pieces.push(0x1ffe, 4).unwrap();
+        assert_eq!(pieces.write_to(&writer).unwrap(), 4);
+        pieces.push(0x8000, 9).unwrap();
+        assert_eq!(pieces.read_from(&reader).unwrap(), 4);
+        assert_eq!((ram.peek(0x8000, 5), pieces.len()), (b"3456\0".to_vec(), 5));
+    }
+}
