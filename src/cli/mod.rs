@@ -2,6 +2,7 @@
 
 mod check;
 mod console;
+mod devices;
 mod guests;
 mod inspect;
 mod parse;
@@ -97,6 +98,7 @@ Examples:
   bivisor run kernel.bin --load 0x1000 --debug-console port:0xf1 --trace
   bivisor run kernel.elf --expect 'all tests passed' --fail-on PANIC --no-progress 30s
   bivisor run vmlinuz --initrd-dir root --cpus 2 --cmdline quiet
+  bivisor run vmlinuz --initrd initrd.img --disk root.img --cmdline root=/dev/vda
   bivisor run kernel.elf --console pty
   bivisor run kernel.elf --gdb tcp:1234        # then: gdb kernel.elf -ex 'target remote :1234'
 
@@ -200,6 +202,8 @@ struct Run {
     /// Name the addresses in reports by the symbols of this System.map or ELF file (for Linux also: --cmdline nokaslr)
     #[arg(long, value_name = "FILE")]
     symbols: Option<PathBuf>,
+    #[command(flatten)]
+    devices: devices::DeviceOptions,
     #[command(flatten)]
     limits: Limits,
 }

@@ -54,6 +54,7 @@ pub fn image(options: Run) -> Result<u8> {
             config.initrds.push(kernel::File { name: name_of(path), bytes });
         }
         config.cpus = options.cpus;
+        config.devices = options.devices.open(options.cpus)?;
         config.debug_console = options.debug_console;
         config.exit_register = options.exit_register;
         config.gdb = options.gdb.as_ref().map(Listener::open).transpose()?;

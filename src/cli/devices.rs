@@ -1,0 +1,120 @@
+//! Options that give the guest virtio devices, and what they open.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+
+use bivisor::devices::block::Block;
+use bivisor::devices::block::raw::{Access, Raw};
+use bivisor::devices::entropy::Entropy;
+use bivisor::virtio::VirtioDevice;
+
+use super::parse;
+
+/// The devices of a guest. It finds them in this order: those of one option in the order given.
+#[derive(clap::Args)]
+pub struct DeviceOptions {
+    /// Give the guest this disk (repeatable; a comma in PATH is doubled)
+    #[arg(long, value_name = "PATH[,readonly][,direct][,serial=TEXT]", value_parser = disk)]
+    disk: Vec<DiskOptions>,
+    /// Give the guest an empty disk that is gone afterwards (repeatable; behind those of --disk)
+    #[arg(long, value_name = "SIZE", value_parser = parse::size, allow_hyphen_values = true)]
+    scratch: Vec<u64>,
+    /// Give the guest the host's random bytes
+    #[arg(long)]
+    rng: bool,
+}
+
+/// A disk as an option says it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct DiskOptions {
+    path: PathBuf,
+    access: Access,
+    serial: String,
+}
+
+impl DeviceOptions {
+    /// Opens what the devices need, for a guest with `cpus` CPUs.
+    pub fn open(&self, cpus: usize) -> Result<Vec<Box<dyn VirtioDevice>>> {
+        let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+        for disk in &self.disk {
+            let what = || format!("--disk {}", disk.path.display());
+            let raw = Raw::open(&disk.path, disk.access).with_context(what)?;
+            devices.push(Box::new(Block::new(Arc::new(raw), &disk.serial, cpus)));
+        }
+        for size in &self.scratch {
+            let raw = Raw::scratch(*size).with_context(|| format!("--scratch {size}"))?;
+            devices.push(Box::new(Block::new(Arc::new(raw), "scratch", cpus)));
+        }
+        if self.rng {
+            devices.push(Box::new(Entropy::new().context("--rng")?));
+        }
+        Ok(devices)
+    }
+}
+
+/// The parts of `text` between commas; a doubled one is a comma.
+fn parts(text: &str) -> Vec<String> {
+    let mut parts = vec![String::new()];
+    let mut rest = text.chars().peekable();
+    while let Some(c) = rest.next() {
+        if c != ',' {
+            parts.last_mut().expect("never empty").push(c);
+        } else if rest.next_if_eq(&',').is_some() {
+            parts.last_mut().expect("never empty").push(',');
+        } else {
+            parts.push(String::new());
+        }
+    }
+    parts
+}
+
+/// `PATH`, then options, each behind a comma.
+fn disk(text: &str) -> Result<DiskOptions, String> {
+    let mut parts = parts(text).into_iter();
+    let path = parts.next().unwrap_or_default();
+    if path.is_empty() {
+        return Err("the path is missing".into());
+    }
+    let mut disk = DiskOptions { path: path.into(), ..DiskOptions::default() };
+    for part in parts {
+        match part.split_once('=') {
+            None if part == "readonly" => disk.access.read_only = true,
+            None if part == "direct" => disk.access.direct = true,
+            Some(("serial", serial)) if serial.len() <= 20 => disk.serial = serial.into(),
+            Some(("serial", _)) => return Err(format!("{part}: at most 20 bytes")),
+            _ => {
+                return Err(format!(
+                    "'{part}' is not readonly, direct or serial=TEXT (a comma in the path is doubled)"
+                ));
+            }
+        }
+    }
+    Ok(disk)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disks() {
+        let path = |path: &str| DiskOptions { path: path.into(), ..DiskOptions::default() };
+        let read_only = Access { read_only: true, ..Access::default() };
+        for (text, expected) in [
+            ("a", Some(path("a"))),
+            ("a,,b", Some(path("a,b"))),
+            ("a,readonly", Some(DiskOptions { access: read_only, ..path("a") })),
+            ("a,serial=x=y", Some(DiskOptions { serial: "x=y".into(), ..path("a") })),
+            ("", None),
+            (",readonly", None),
+            ("a,", None),
+            ("a,fast", None),
+            ("a,readonly=1", None),
+            ("a,serial=123456789012345678901", None),
+        ] {
+            assert_eq!(disk(text).ok(), expected, "{text}");
+        }
+    }
+}
