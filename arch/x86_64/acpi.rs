@@ -235,7 +235,7 @@ mod tests {
             let dsdt = table(&blob, u64_at(fadt, 140));
             assert_eq!(&dsdt[..4], b"DSDT");
             // A device's registers: a fixed range of 32 bits (ACPI 6.5, 6.4.3.4).
-            for start in [0xd000_0000u32, 0xd000_1e00] {
+            for start in [0xd800_0000u32, 0xd800_1e00] {
                 let range = [start, 0x200].map(u32::to_le_bytes).concat();
                 let range = [&[0x86, 9, 0, 1][..], &range].concat();
                 assert!(dsdt.windows(range.len()).any(|bytes| bytes == range), "{start:#x}");

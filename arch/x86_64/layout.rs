@@ -4,7 +4,7 @@
 //! memory                                    ports
 //! 0x0000_0000  RAM (up to 3 GiB)            0x0060, 0x0064  i8042: command 0xfe resets
 //! 0xc000_0000  devices                      0x00f4          exit register
-//! 0xd000_0000    virtio, 0x200 for each of 16
+//! 0xd800_0000    virtio, 0x200 for each of 16
 //! 0xfec0_0000    I/O APIC                   0x03f8          console (16550)
 //! 0xfee0_0000    local APICs                0x0505          pvpanic
 //! 0xfffb_c000    KVM's own four pages       0x0604          ACPI PM1a control: power-off
@@ -133,7 +133,7 @@ pub const WINDOWS: &[Region] = &[
 const _: () = assert!(ascending_and_disjoint(WINDOWS));
 
 /// Where virtio devices lie. Our choice: in the middle of the hole, with room for PCI on both sides.
-const VIRTIO: Region = Region { name: "virtio devices", start: 0xd000_0000, len: 16 * VIRTIO_LEN };
+const VIRTIO: Region = Region { name: "virtio devices", start: 0xd800_0000, len: 16 * VIRTIO_LEN };
 /// What each takes. Our choice: as on other platforms.
 const VIRTIO_LEN: u64 = 0x200;
 /// Their inputs of the I/O APIC: first those that a PC uses for nothing, then those that it has for

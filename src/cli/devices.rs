@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 
 use bivisor::devices::block::Block;
+use bivisor::devices::block::format::Format;
 use bivisor::devices::block::raw::{Access, Raw};
 use bivisor::devices::entropy::Entropy;
 use bivisor::virtio::VirtioDevice;
@@ -15,8 +16,8 @@ use super::parse;
 /// The devices of a guest. It finds them in this order: those of one option in the order given.
 #[derive(clap::Args)]
 pub struct DeviceOptions {
-    /// Give the guest this disk (repeatable; a comma in PATH is doubled)
-    #[arg(long, value_name = "PATH[,readonly][,direct][,serial=TEXT]", value_parser = disk)]
+    /// Give the guest this disk (repeatable). The format is what the file's suffix says, or raw; a comma in PATH is doubled
+    #[arg(long, value_name = "PATH[,format=raw|qcow2][,readonly][,serial=TEXT][,direct][,backing]", value_parser = disk)]
     disk: Vec<DiskOptions>,
     /// Give the guest an empty disk that is gone afterwards (repeatable; behind those of --disk)
     #[arg(long, value_name = "SIZE", value_parser = parse::size, allow_hyphen_values = true)]
@@ -30,6 +31,8 @@ pub struct DeviceOptions {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct DiskOptions {
     path: PathBuf,
+    format: Option<Format>,
+    backing: bool,
     access: Access,
     serial: String,
 }
@@ -40,8 +43,9 @@ impl DeviceOptions {
         let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
         for disk in &self.disk {
             let what = || format!("--disk {}", disk.path.display());
-            let raw = Raw::open(&disk.path, disk.access).with_context(what)?;
-            devices.push(Box::new(Block::new(Arc::new(raw), &disk.serial, cpus)));
+            let format = disk.format.unwrap_or_else(|| Format::of_name(&disk.path));
+            let opened = format.open(&disk.path, disk.access, disk.backing).with_context(what)?;
+            devices.push(Box::new(Block::new(opened, &disk.serial, cpus)));
         }
         for size in &self.scratch {
             let raw = Raw::scratch(*size).with_context(|| format!("--scratch {size}"))?;
@@ -82,11 +86,17 @@ fn disk(text: &str) -> Result<DiskOptions, String> {
         match part.split_once('=') {
             None if part == "readonly" => disk.access.read_only = true,
             None if part == "direct" => disk.access.direct = true,
+            None if part == "backing" => disk.backing = true,
+            Some(("format", name)) => {
+                let format = Format::named(name);
+                disk.format = Some(format.ok_or(format!("{part}: the formats are raw and qcow2"))?);
+            }
             Some(("serial", serial)) if serial.len() <= 20 => disk.serial = serial.into(),
             Some(("serial", _)) => return Err(format!("{part}: at most 20 bytes")),
             _ => {
                 return Err(format!(
-                    "'{part}' is not readonly, direct or serial=TEXT (a comma in the path is doubled)"
+                    "'{part}' is not format=raw, format=qcow2, readonly, serial=TEXT, direct or backing \
+                     (a comma in the path is doubled)"
                 ));
             }
         }
@@ -105,6 +115,9 @@ mod tests {
         for (text, expected) in [
             ("a", Some(path("a"))),
             ("a,,b", Some(path("a,b"))),
+            ("a,format=qcow2", Some(DiskOptions { format: Some(Format::Qcow2), ..path("a") })),
+            ("a,backing", Some(DiskOptions { backing: true, ..path("a") })),
+            ("a,format=vmdk", None),
             ("a,readonly", Some(DiskOptions { access: read_only, ..path("a") })),
             ("a,serial=x=y", Some(DiskOptions { serial: "x=y".into(), ..path("a") })),
             ("", None),

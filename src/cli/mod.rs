@@ -3,6 +3,7 @@
 mod check;
 mod console;
 mod devices;
+mod disk;
 mod guests;
 mod inspect;
 mod parse;
@@ -79,6 +80,14 @@ enum Command {
         /// As one line of JSON
         #[arg(long)]
         json: bool,
+    },
+    /// Make, look at and convert disks
+    #[command(
+        after_help = "Examples:\n  bivisor disk create root.qcow2 20G\n  bivisor disk convert root.qcow2 root.img\n  bivisor disk snapshot root.qcow2 try.qcow2   # then: run --disk try.qcow2,backing"
+    )]
+    Disk {
+        #[command(subcommand)]
+        command: disk::Disk,
     },
     /// Print a completion script for a shell
     #[command(
@@ -258,6 +267,7 @@ impl Args {
             }
             Command::Inspect { file, json } => inspect::print_description(&file, json),
             Command::Check { json } => check::print_findings(json),
+            Command::Disk { command } => command.carry_out(),
             Command::Completions { shell } => {
                 let mut script = Vec::new();
                 clap_complete::generate(shell, &mut Args::command(), "bivisor", &mut script);

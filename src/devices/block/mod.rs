@@ -1,12 +1,15 @@
 //! The block device (virtio v1.3, 5.2): a disk of 512-byte sectors.
 //!
-//! [`request`]: what a driver asks for, and whether it may; [`disk`]: where the bytes are; [`raw`]:
-//! a file that is the disk, byte for byte; [`pool`]: threads that wait for the file so that several
+//! [`request`]: what a driver asks for, and whether it may; [`disk`]: where the bytes are; [`format`]: which
+//! of these a file has; [`raw`]: a file that is the disk, byte for byte; [`qcow2`]: one that grows with it; [`pool`]: threads that wait for the file so that several
 //! requests are under way. What became of a request is one byte at its end; only one that has no
 //! room for that byte ends the device.
 
+pub mod copy;
 pub mod disk;
+pub mod format;
 mod pool;
+pub mod qcow2;
 pub mod raw;
 mod request;
 #[cfg(test)]
