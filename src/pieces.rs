@@ -16,12 +16,16 @@ use crate::sys;
 /// Pieces that one system call takes at the most (readv(2), IOV_MAX).
 const PIECES_AT_ONCE: usize = 1024;
 
+/// Points nowhere: there is always a free place before the first piece, for what a system call
+/// is to read or write in front of them.
+const FREE: libc::iovec = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+
 /// Pieces of one guest's RAM.
 pub struct Pieces {
     ram: Arc<GuestRam>,
-    /// Each lies in one range of `ram`.
+    /// Each lies in one range of `ram`, but for those before `first`.
     list: Vec<libc::iovec>,
-    /// Those before it are used up.
+    /// Those before it are used up, or [`FREE`]: one at least.
     first: usize,
     len: usize,
 }
@@ -41,7 +45,7 @@ pub struct NotRam {
 impl Pieces {
     /// None yet, of `ram`.
     pub fn new(ram: Arc<GuestRam>) -> Self {
-        Self { ram, list: Vec::new(), first: 0, len: 0 }
+        Self { ram, list: vec![FREE], first: 1, len: 0 }
     }
 
     /// Bytes that are left.
@@ -56,8 +60,8 @@ impl Pieces {
 
     /// Forgets all; room for as many stays.
     pub fn clear(&mut self) {
-        self.list.clear();
-        (self.first, self.len) = (0, 0);
+        self.list.truncate(1);
+        (self.first, self.len) = (1, 0);
     }
 
     /// Adds `len` bytes at `guest_addr`, all of which must be RAM.
@@ -78,6 +82,19 @@ impl Pieces {
             at = at.wrapping_add(count as u64);
         }
         Ok(())
+    }
+
+    /// Adds all of `more`, which lies in the same RAM and is empty then.
+    pub fn append(&mut self, more: &mut Pieces) {
+        debug_assert!(Arc::ptr_eq(&self.ram, &more.ram));
+        // Our choice: what is used up is worth its room until there is more of it than anything.
+        if self.first > PIECES_AT_ONCE {
+            self.list.drain(1..self.first);
+            self.first = 1;
+        }
+        self.list.extend_from_slice(&more.list[more.first..]);
+        self.len += more.len;
+        more.clear();
     }
 
     /// Passes over `count` bytes, or all.
@@ -117,13 +134,19 @@ impl Pieces {
 
     /// Uses up to `count` bytes at the front, piece by piece.
     fn each(&mut self, count: usize, mut use_it: impl FnMut(VolatileSlice<'_>)) {
+        self.each_piece(count, |piece| {
+            // SAFETY: the piece is a part of `ram`, which is mapped for as long as `self` is there.
+            use_it(unsafe { VolatileSlice::new(piece.iov_base.cast(), piece.iov_len) });
+        });
+    }
+
+    fn each_piece(&mut self, count: usize, mut use_it: impl FnMut(libc::iovec)) {
         let mut left = count.min(self.len);
         self.len -= left;
         while left > 0 {
             let piece = &mut self.list[self.first];
             let taken = piece.iov_len.min(left);
-            // SAFETY: the piece is a part of `ram`, which is mapped for as long as `self` is there.
-            use_it(unsafe { VolatileSlice::new(piece.iov_base.cast(), taken) });
+            use_it(libc::iovec { iov_base: piece.iov_base, iov_len: taken });
             left -= taken;
             if taken == piece.iov_len {
                 self.first += 1;
@@ -147,6 +170,15 @@ impl Pieces {
             over -= piece.iov_len;
             self.list.pop();
         }
+    }
+
+    /// Moves the first `len` bytes to `front`, which is emptied before.
+    pub fn take_front(&mut self, len: usize, front: &mut Pieces) {
+        front.clear();
+        self.each_piece(len, |piece| {
+            front.list.push(piece);
+            front.len += piece.iov_len;
+        });
     }
 
     /// Moves what is behind the first `len` bytes to `rest`, which is emptied before.
@@ -184,6 +216,65 @@ impl Pieces {
         // SAFETY: the pieces are guest RAM, which the kernel may write to.
         let count = unsafe { sys::readv(stream, self.as_iovecs()) }?;
         self.skip(count);
+        Ok(count)
+    }
+
+    /// Reads once from a stream: into `front`, then into the first `limit` bytes that are left, then
+    /// into `back`. Gives the bytes in all; what was not read into stays. Where there are more pieces
+    /// than one call takes, nothing is read behind them.
+    pub fn read_between(
+        &mut self,
+        front: &mut [u8],
+        limit: usize,
+        back: &mut [u8],
+        stream: &impl AsFd,
+    ) -> io::Result<usize> {
+        let host = |bytes: &mut [u8]| libc::iovec {
+            iov_base: bytes.as_mut_ptr().cast(),
+            iov_len: bytes.len(),
+        };
+        let (start, front_len) = (self.first - 1, front.len());
+        self.list[start] = host(front);
+        let most = self.list.len().min(start + PIECES_AT_ONCE - 1);
+        // Past the last piece that is read into, and what of it is not.
+        let (mut end, mut left) = (self.first, limit.min(self.len));
+        while left > 0 && end < most {
+            left = left.saturating_sub(self.list[end].iov_len);
+            end += 1;
+        }
+        let limit = limit.min(self.len) - left;
+        let taken: usize = self.list[self.first..end].iter().map(|piece| piece.iov_len).sum();
+        self.list[end - 1].iov_len -= taken - limit;
+        let back = if left == 0 { host(back) } else { FREE };
+        let behind = self.list.get(end).copied();
+        match behind {
+            Some(_) => self.list[end] = back,
+            None => self.list.push(back),
+        }
+        // SAFETY: the pieces are guest RAM, which the kernel may write to, and `front` and `back`,
+        // which are borrowed for that.
+        let result = unsafe { sys::readv(stream, &self.list[start..=end]) };
+        match behind {
+            Some(piece) => self.list[end] = piece,
+            None => self.list.truncate(end),
+        }
+        self.list[end - 1].iov_len += taken - limit;
+        self.list[start] = FREE;
+        let count = result?;
+        self.skip(count.saturating_sub(front_len).min(limit));
+        Ok(count)
+    }
+
+    /// Writes once to a stream: `front`, then what is left. Gives the bytes in all; the rest stays.
+    pub fn write_after(&mut self, front: &[u8], stream: &impl AsFd) -> io::Result<usize> {
+        let start = self.first - 1;
+        let iov_base = front.as_ptr().cast_mut().cast();
+        self.list[start] = libc::iovec { iov_base, iov_len: front.len() };
+        let end = self.list.len().min(start + PIECES_AT_ONCE);
+        let result = sys::writev(stream, &self.list[start..end]);
+        self.list[start] = FREE;
+        let count = result?;
+        self.skip(count.saturating_sub(front.len()));
         Ok(count)
     }
 
@@ -228,7 +319,7 @@ mod tests {
             let pushed = pieces.push(guest_addr, len);
             assert_eq!(pushed.is_ok(), ok, "{guest_addr:#x} of {len:#x}");
             if ok {
-                assert_eq!((pieces.len(), pieces.list.len()), (len, count));
+                assert_eq!((pieces.len(), pieces.as_iovecs().len()), (len, count));
             }
         }
     }
@@ -286,5 +377,51 @@ mod tests {
         pieces.push(0x8000, 9).unwrap();
         assert_eq!(pieces.read_from(&reader).unwrap(), 4);
         assert_eq!((ram.peek(0x8000, 5), pieces.len()), (b"3456\0".to_vec(), 5));
+    }
+
+    #[test]
+    fn what_goes_around_the_pieces_is_read_and_written_with_them() {
+        let (reader, mut writer) = io::pipe().unwrap();
+        // What is in the pipe, the limit; bytes in all, in front, in RAM, behind; what is left.
+        for (text, limit, count, expected, left) in [
+            (&b"0123456789abcdef"[..], 9, 15, [&b"012"[..], b"3456789ab", b"cde"], 0),
+            (b"0123456789abcdef", 90, 15, [b"012", b"3456789ab", b"cde"], 0),
+            (b"0123456789abcdef", 5, 11, [b"012", b"34567", b"89a"], 4),
+            (b"0123456789abcdef", 4, 10, [b"012", b"3456", b"789"], 5),
+            (b"0123456789abcdef", 2, 8, [b"012", b"34", b"567"], 7),
+            (b"0123456789abcdef", 0, 6, [b"012", b"", b"345"], 9),
+            (b"0123456", 5, 7, [b"012", b"3456", b"\0\0\0"], 5),
+            (b"01", 5, 2, [b"01\0", b"", b"\0\0\0"], 9),
+        ] {
+            let ram = ram();
+            let mut pieces = Pieces::new(ram.clone());
+            pieces.push(0x1ffe, 4).unwrap();
+            let mut more = Pieces::new(ram.clone());
+            more.push(0x8000, 5).unwrap();
+            pieces.append(&mut more);
+            assert_eq!((pieces.len(), more.len()), (9, 0));
+            writer.write_all(text).unwrap();
+            let (mut front, mut back) = ([0; 3], [0; 3]);
+            let read = pieces.read_between(&mut front, limit, &mut back, &reader).unwrap();
+            let mut bytes = ram.peek(0x1ffe, 4);
+            bytes.extend(ram.peek(0x8000, 5));
+            bytes.truncate(expected[1].len());
+            assert_eq!((read, pieces.len()), (count, left), "{limit}");
+            assert_eq!([&front[..], &bytes, &back], expected, "{limit}");
+            let mut rest = [0; 16];
+            let unread = text.len() - count;
+            (&reader).read_exact(&mut rest[..unread]).unwrap();
+        }
+        let ram = ram();
+        ram.write(b"abcd", 0x1ffe).unwrap();
+        let mut pieces = Pieces::new(ram.clone());
+        pieces.push(0x1ffe, 4).unwrap();
+        let mut front = Pieces::new(ram);
+        pieces.take_front(1, &mut front);
+        assert_eq!((front.len(), pieces.len()), (1, 3));
+        assert_eq!(pieces.write_after(b"12", &writer).unwrap(), 5);
+        let mut bytes = [0; 5];
+        (&reader).read_exact(&mut bytes).unwrap();
+        assert_eq!(&bytes, b"12bcd");
     }
 }

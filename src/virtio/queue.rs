@@ -27,6 +27,8 @@ pub struct Queue {
     interrupt: Arc<dyn Interrupt>,
     /// The driver was told not to notify.
     quiet: bool,
+    /// Chains given back since the driver was last considered for an interrupt.
+    given_back: u16,
 }
 
 impl Queue {
@@ -39,7 +41,7 @@ impl Queue {
         interrupt: Arc<dyn Interrupt>,
     ) -> Result<Self> {
         let kick = kick.try_clone().context("copy an eventfd")?;
-        Ok(Self { index, rings, ram, kick, interrupt, quiet: false })
+        Ok(Self { index, rings, ram, kick, interrupt, quiet: false, given_back: 0 })
     }
 
     /// Its number in the device.
@@ -109,22 +111,54 @@ impl Queue {
 
     /// Gives the chain that begins at `head` back to the driver, with `written` bytes in it.
     pub fn push(&mut self, head: u16, written: u32) -> Result<(), Malformed> {
+        self.given_back = self.given_back.wrapping_add(1);
         self.rings.add_used(self.ram.backend(), head, written).map_err(|_| self.lost())
+    }
+
+    /// Gives several chains back, heads and bytes written, of which the driver sees all or none.
+    pub fn push_all(
+        &mut self,
+        chains: impl ExactSizeIterator<Item = (u16, u32)>,
+    ) -> Result<(), Malformed> {
+        let mut left = chains.len();
+        for (head, written) in chains {
+            left -= 1;
+            if left == 0 {
+                // Its index is the one that the driver reads.
+                return self.push(head, written);
+            }
+            let next = self.rings.next_used();
+            let slot = u64::from(next % self.rings.size());
+            // virtio v1.3, 2.7.8 "The Virtqueue Used Ring": flags, idx, then the ring.
+            let at = GuestAddress(self.rings.used_ring() + 4 + 8 * slot);
+            let element = u64::from(head) | u64::from(written) << 32;
+            self.ram.backend().write_obj(element.to_le(), at).map_err(|_| self.lost())?;
+            self.rings.set_next_used(next.wrapping_add(1));
+            self.given_back = self.given_back.wrapping_add(1);
+        }
+        Ok(())
     }
 
     /// Interrupts the driver, if it wants to be for what was pushed since the last time. Once for
     /// many chains is best.
     pub fn signal(&mut self) -> Result<(), Malformed> {
+        let given_back = std::mem::take(&mut self.given_back);
         let memory = self.ram.backend();
+        let available = self.rings.avail_ring();
+        let word = |at: u64| {
+            let word = memory.load(GuestAddress(at), Ordering::Relaxed);
+            word.map(u16::from_le).map_err(|_| self.lost())
+        };
+        // Between the used index and what follows: 2.7.7.2 wants the order.
+        std::sync::atomic::fence(Ordering::SeqCst);
         let wanted = match self.rings.event_idx_enabled() {
-            true => self.rings.needs_notification(memory).map_err(|_| self.lost())?,
-            false => {
-                let at = GuestAddress(self.rings.avail_ring());
-                // Between the used index and these flags: 2.7.7.2 wants the order.
-                std::sync::atomic::fence(Ordering::SeqCst);
-                let flags: u16 = memory.load(at, Ordering::Relaxed).map_err(|_| self.lost())?;
-                u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0
+            true => {
+                // 2.7.7.2: `used_event`, behind the ring, is among the chains just given back.
+                let event = word(available + 4 + 2 * u64::from(self.rings.size()))?;
+                let since = self.rings.next_used().wrapping_sub(event).wrapping_sub(1);
+                since < given_back
             }
+            false => u32::from(word(available)?) & VRING_AVAIL_F_NO_INTERRUPT == 0,
         };
         if wanted {
             self.interrupt.used(self.index);
