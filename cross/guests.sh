@@ -4,10 +4,44 @@
 
 # guests ARCH: sets $guests to the folder.
 guests() {
+  guests=$cache/guests-$1
+  nested "$1"
+  stock_guests "$1"
+  part "$1" modules virtio_modules
+}
+
+# part ARCH NAME FUNCTION: what is in the folder NAME of the guests is made by FUNCTION, which is
+# called with the folder and ARCH. A folder that another version of the function has made is replaced.
+part() {
+  local arch=$1 made=$guests/$2 stamp new
+  stamp=$(declare -f "$3" | sha256sum)
+  stamp=${stamp:0:12}
+  [ "$(cat "$made/.made-by" 2>/dev/null)" != "$stamp" ] || return 0
+  # A turn of its own, as below.
+  exec {guests_turn}>"$cache/turn-guests"
+  flock "$guests_turn"
+  if [ "$(cat "$made/.made-by" 2>/dev/null)" != "$stamp" ]; then
+    new=$(mktemp -d "$cache/new.XXXXXX")
+    "$3" "$new" "$arch"
+    echo "$stamp" >"$new/.made-by"
+    chmod 755 "$new"
+    rm -rf "$made"
+    mv -T "$new" "$made"
+  fi
+  exec {guests_turn}>&-
+}
+
+# virtio_modules FOLDER ARCH: the cloud kernel's drivers of virtio devices, numbered in an order in
+# which each can be loaded.
+virtio_modules() {
+  copy_modules "$cache/kernel-$2/modules" "$1" virtio_mmio virtio_pci virtio_blk virtio_net virtio_rng \
+    virtio_console virtio_balloon vmw_vsock_virtio_transport virtiofs af_packet
+}
+
+# stock_guests ARCH: what there is beside the parts.
+stock_guests() {
   local arch=$1 deb new package
-  guests=$cache/guests-$arch
   [ -d "$guests" ] && return
-  nested "$arch"
   # A turn of its own: what runs in between takes the other one.
   exec {guests_turn}>"$cache/turn-guests"
   flock "$guests_turn"
