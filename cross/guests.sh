@@ -8,6 +8,7 @@ guests() {
   nested "$1"
   stock_guests "$1"
   part "$1" modules virtio_modules
+  part "$1" disk-tools disk_tools
 }
 
 # part ARCH NAME FUNCTION: what is in the folder NAME of the guests is made by FUNCTION, which is
@@ -36,6 +37,13 @@ part() {
 virtio_modules() {
   copy_modules "$cache/kernel-$2/modules" "$1" virtio_mmio virtio_pci virtio_blk virtio_net virtio_rng \
     virtio_console virtio_balloon vmw_vsock_virtio_transport virtiofs af_packet
+}
+
+# disk_tools FOLDER ARCH: what makes, checks and compares file systems and disks.
+disk_tools() {
+  program_tree "$1/mke2fs" "$2" sbin/mke2fs e2fsprogs
+  program_tree "$1/e2fsck" "$2" sbin/e2fsck e2fsprogs
+  program_tree "$1/qemu-img" "$2" usr/bin/qemu-img qemu-utils
 }
 
 # stock_guests ARCH: what there is beside the parts.

@@ -13,17 +13,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use common::stock::{CLOUD, PATIENCE, boot, fetched, guests, root, whole_kernels};
 use common::{Ran, Run, bivisor, finding, folder, hardware_breakpoints, kvm, trial, wait};
 use libtest_mimic::Trial;
 use tempfile::TempDir;
 
-/// Our choice: some ten times what a boot takes in an emulated host.
-const PATIENCE: Duration = Duration::from_secs(180);
-
 const MIB: u64 = 1 << 20;
 
-/// Debian's stable cloud kernel, and another one: packed in another way, or younger.
-const CLOUD: &str = "cloud";
+/// Another one than Debian's stable cloud kernel: packed in another way, or younger.
 const OTHER: &str = if cfg!(target_arch = "x86_64") { "generic" } else { "cloud-6.12" };
 
 /// The init of every boot: what a shell needs, then a shell.
@@ -85,41 +82,6 @@ fn shows_its_text((_, file, options, text): &Foreign) {
     let run = bivisor("run").arg(guests().join(file)).args(options).arg("--expect").arg(text);
     let ran = run.patience(PATIENCE).finish();
     assert_eq!(ran.status, 0, "{ran:?}");
-}
-
-/// The folder of what cross/guests.sh has fetched for this architecture.
-fn guests() -> PathBuf {
-    let cache = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("cross/.cache");
-    cache.join(format!("guests-{}", std::env::consts::ARCH))
-}
-
-/// Stock kernels are here.
-fn fetched() -> Option<String> {
-    (!guests().is_dir()).then(|| "no stock kernels here (cross/test fetches them)".into())
-}
-
-/// KVM can run all of a stock kernel, and not only its beginning.
-fn whole_kernels() -> Option<String> {
-    let pvm = finding("back-end").starts_with("PVM");
-    pvm.then(|| "PVM runs no stock kernel to its shell".into())
-}
-
-/// A root folder with busybox and `init`.
-fn root(init: &str) -> TempDir {
-    let root = folder();
-    let bin = root.path().join("bin");
-    fs::create_dir(&bin).unwrap();
-    fs::copy(guests().join("busybox"), bin.join("busybox")).expect("busybox is there");
-    let path = root.path().join("init");
-    fs::write(&path, init).unwrap();
-    fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
-    root
-}
-
-/// `bivisor run` of `kernel` with `root` as its initial RAM disk.
-fn boot(kernel: &str, root: &TempDir) -> Run {
-    let run = bivisor("run").arg(guests().join(kernel)).arg("--initrd-dir").arg(root.path());
-    run.patience(PATIENCE)
 }
 
 /// The number in the first line that begins with `key`.

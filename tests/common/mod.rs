@@ -7,6 +7,7 @@
 #![allow(dead_code, unused_imports, unused_macros)]
 
 pub mod elf;
+pub mod stock;
 
 use std::fmt;
 use std::fs;

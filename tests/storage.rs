@@ -1,0 +1,210 @@
+//! Stock kernels on disks: file systems in raw and qcow2 files, made and checked by the tools that
+//! everybody uses, and guests that lose their monitor in the middle of writing.
+
+mod common;
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use common::stock::{CLOUD, PROLOGUE, boot, fetched, program, root, whole_kernels, with_drivers};
+use common::{bivisor, cases, folder, kvm, wait};
+use tempfile::TempDir;
+
+const DISK_LEN: u64 = 48 << 20;
+
+fn tool(name: &str, arguments: &[&str], paths: &[&Path]) -> Output {
+    let mut command = program(&format!("disk-tools/{name}"));
+    command.args(arguments).args(paths).stdin(Stdio::null());
+    command.output().unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+/// Runs a tool that must succeed.
+fn works(name: &str, arguments: &[&str], paths: &[&Path]) {
+    let output = tool(name, arguments, paths);
+    assert!(output.status.success(), "{name} {arguments:?}: {output:?}");
+}
+
+/// A raw disk with an empty ext4 file system, and one in qcow2.
+fn disks(folder: &TempDir) -> [PathBuf; 2] {
+    let at = |name: &str| folder.path().join(name);
+    let (raw, qcow2) = (at("a.img"), at("b.qcow2"));
+    File::create(&raw).unwrap().set_len(DISK_LEN).unwrap();
+    works("mke2fs", &["-q", "-F", "-t", "ext4"], &[&raw]);
+    works("qemu-img", &["convert", "-f", "raw", "-O", "qcow2"], &[&raw, &qcow2]);
+    [raw, qcow2]
+}
+
+fn disk_options(disks: &[PathBuf; 2]) -> String {
+    format!("--disk {},serial=first --disk {}", disks[0].display(), disks[1].display())
+}
+
+fn drivers(init: &str) -> TempDir {
+    with_drivers(root(&format!("{PROLOGUE}{init}")), &["virtio_blk", "virtio_rng"])
+}
+
+/// Both disks stand up to the checks of their formats, and of ext4.
+fn check(disks: &[PathBuf; 2], folder: &TempDir, repair: bool) {
+    let [raw, qcow2] = disks;
+    let image = tool("qemu-img", &["check", "-q", "-f", "qcow2"], &[qcow2]);
+    // 3: clusters that nothing points to, which a monitor that was killed leaves behind.
+    let leaks = repair && image.status.code() == Some(3);
+    assert!(image.status.success() || leaks, "qemu-img check: {image:?}");
+    let copy = folder.path().join("copy.img");
+    let _ = fs::remove_file(&copy);
+    let ran = bivisor("disk convert").arg(qcow2).arg(&copy).finish();
+    assert_eq!(ran.status, 0, "{ran:?}");
+    for disk in [raw, &copy] {
+        // 1: what the journal had was put right.
+        let output = tool("e2fsck", &["-f", if repair { "-p" } else { "-n" }], &[disk]);
+        let fixed = repair && output.status.code() == Some(1);
+        assert!(output.status.success() || fixed, "e2fsck {}: {output:?}", disk.display());
+    }
+}
+
+fn a_file_system_in_each_format_keeps_what_was_written() {
+    let folder = folder();
+    let disks = disks(&folder);
+    let writes = drivers(
+        "mkdir /a /b
+mount -t ext4 /dev/vda /a && mount -t ext4 /dev/vdb /b
+cat /sys/block/vda/serial; echo
+dd if=/dev/urandom of=/a/data bs=64k count=100 2>/dev/null
+cp /a/data /b/data; sync
+(cd /a; sha256sum data >sum); cp /a/sum /b/sum
+umount /a /b
+cat /proc/interrupts
+poweroff -f
+",
+    );
+    let options = format!("--memory 256M --cmdline quiet --cpus 2 {}", disk_options(&disks));
+    let ran = boot(CLOUD, &writes).words(&options).finish();
+    let text = ran.text().replace('\r', "");
+    assert_eq!(ran.status, 0, "{}\n{text}", ran.stderr);
+    assert!(text.contains("\nfirst\n"), "no serial number: {text}");
+    check(&disks, &folder, false);
+
+    // Another guest finds it, and can't change it.
+    let reads = drivers(
+        "mkdir /a /b
+mount -t ext4 -o ro,noload /dev/vda /a && mount -t ext4 -o ro,noload /dev/vdb /b
+(cd /a; sha256sum -c sum) && (cd /b; sha256sum -c sum) && echo both are good
+dd if=/dev/zero of=/dev/vda bs=512 count=1 2>/dev/null || echo not written
+poweroff -f
+",
+    );
+    let options = disk_options(&disks).replace(",serial=first", ",readonly");
+    let options = format!("--memory 256M --cmdline quiet {options},readonly");
+    let before = fs::read(&disks[0]).unwrap();
+    let ran = boot(CLOUD, &reads).words(&options).finish();
+    let text = ran.text();
+    assert_eq!(ran.status, 0, "{}\n{text}", ran.stderr);
+    assert!(text.contains("both are good") && text.contains("not written"), "{text}");
+    assert!(before == fs::read(&disks[0]).unwrap(), "a read-only disk was changed");
+}
+
+fn what_a_guest_discards_is_given_back_to_the_host() {
+    let folder = folder();
+    let disks = disks(&folder);
+    let init = drivers(
+        "mount -t ext4 /dev/vda /mnt
+dd if=/dev/urandom of=/mnt/data bs=1M count=24 2>/dev/null; sync
+echo written; read line
+rm /mnt/data; sync; fstrim /mnt && umount /mnt
+mkdir /s; mknod /s/d b 254 32; dd if=/dev/vdc bs=1M count=1 2>/dev/null | od | head -n 2
+echo trimmed; poweroff -f
+",
+    );
+    let options = format!("--memory 256M --cmdline quiet --scratch 4M {}", disk_options(&disks));
+    let mut command = boot(CLOUD, &init).words(&options).command;
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    assert!(lines.any(|line| line.trim() == "written"));
+    let room = || fs::metadata(&disks[0]).unwrap().blocks() * 512;
+    let full = room();
+    assert!(full > 24 << 20, "{full} bytes");
+    drop(child.stdin.take());
+    let rest: Vec<String> = lines.collect();
+    assert!(rest.iter().any(|line| line.trim() == "trimmed"), "{rest:?}");
+    assert_eq!(wait(&mut child, Duration::from_secs(60)), Some(0));
+    assert!(room() < full - (20 << 20), "{} of {full} bytes are left", room());
+    check(&disks, &folder, false);
+}
+
+/// Our choice: each takes two boots. `BIVISOR_ROUNDS` asks for more.
+const ROUNDS: u32 = 2;
+
+/// A guest writes and flushes, tells what it has flushed, and its monitor is killed.
+fn what_was_flushed_survives_a_kill() {
+    let rounds = std::env::var("BIVISOR_ROUNDS").ok().and_then(|text| text.parse().ok());
+    for round in 0..rounds.unwrap_or(ROUNDS) {
+        let folder = folder();
+        let disks = disks(&folder);
+        let writes = drivers(
+            "mkdir /a /b
+mount -t ext4 /dev/vda /a && mount -t ext4 /dev/vdb /b
+i=0
+while :; do
+i=$((i + 1))
+dd if=/dev/urandom of=/a/$i bs=1k count=$((i % 50 + 1)) 2>/dev/null
+sha256sum </a/$i >/a/$i.sum; cp /a/$i /a/$i.sum /b
+[ $i -le 20 ] || rm -f /a/$((i - 20)) /b/$((i - 20)) /a/$((i - 20)).sum /b/$((i - 20)).sum
+sync
+echo flushed $i
+done
+",
+        );
+        let options = format!("--memory 256M --cmdline quiet {}", disk_options(&disks));
+        let mut command = boot(CLOUD, &writes).words(&options).command;
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut flushed = 0;
+        // At another moment each time: so many flushes, and a bit.
+        let until = 5 + round * 7 % 60;
+        for line in BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok) {
+            if let Some(number) = line.trim().strip_prefix("flushed ") {
+                flushed = number.parse().unwrap();
+                if flushed >= until {
+                    std::thread::sleep(Duration::from_millis(u64::from(round * 13 % 97)));
+                    child.kill().unwrap();
+                }
+            }
+        }
+        child.wait().unwrap();
+        assert!(flushed >= until, "the guest ended by itself after {flushed}");
+
+        // The same disks in the next monitor: locks are gone, journals are replayed.
+        let first = flushed.saturating_sub(19).max(1);
+        let reads = drivers(&format!(
+            "mkdir /a /b
+mount -t ext4 /dev/vda /a && mount -t ext4 /dev/vdb /b
+bad=0
+for d in /a /b; do i={first}; while [ $i -le {flushed} ]; do
+[ \"$(sha256sum <$d/$i)\" = \"$(cat $d/$i.sum)\" ] || {{ echo lost $d/$i; bad=1; }}
+i=$((i + 1)); done; done
+umount /a /b
+[ $bad = 0 ] && echo nothing is lost
+poweroff -f
+"
+        ));
+        let image = tool("qemu-img", &["check", "-q", "-f", "qcow2"], &[&disks[1]]);
+        assert!(matches!(image.status.code(), Some(0 | 3)), "round {round}: {image:?}");
+        let ran = boot(CLOUD, &reads).words(&options).finish();
+        let text = ran.text();
+        assert_eq!(ran.status, 0, "{}\n{text}", ran.stderr);
+        assert!(text.contains("nothing is lost"), "round {round}, {flushed} flushes: {text}");
+        check(&disks, &folder, true);
+    }
+}
+
+fn main() {
+    common::conclude(cases![
+        a_file_system_in_each_format_keeps_what_was_written, kvm, fetched, whole_kernels;
+        what_a_guest_discards_is_given_back_to_the_host, kvm, fetched, whole_kernels;
+        what_was_flushed_survives_a_kill, kvm, fetched, whole_kernels;
+    ]);
+}
