@@ -281,9 +281,9 @@ impl Server {
         if !self.port.fill().map_err(wrong)? {
             return Err("its port was closed".into());
         }
-        let silence = self.heard.elapsed();
-        if self.ready && silence > 2 * NUDGE {
-            log(host, &format!("was silent for {:.1} s", silence.as_secs_f64()));
+        if self.nudged > self.heard {
+            let silence = self.heard.elapsed().as_secs_f64();
+            log(host, &format!("silent for {silence:.1} s, until it was nudged"));
         }
         while let Some(frame) = self.port.take_frame().map_err(wrong)? {
             if frame.kind == Kind::Ready && !self.ready {
