@@ -56,15 +56,16 @@ pub fn serve(host: &Host) -> Result<(), String> {
     let null = OpenOptions::new().write(true).open("/dev/null");
     null.and_then(|null| sys::place(&null, 1)).map_err(|e| context("detach", e))?;
 
+    let now = Instant::now();
     let mut server = Server {
         clients: HashMap::new(),
         last_session: HOST,
         port: Wire::new(ours),
         ready: false,
-        heard: Instant::now(),
-        nudged: Instant::now(),
-        used: Instant::now(),
-        started: Instant::now(),
+        heard: now,
+        nudged: now,
+        used: now,
+        started: now,
         qemu,
     };
     let why = server.run(&listener, host);
