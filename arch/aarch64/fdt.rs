@@ -62,7 +62,9 @@ fn write(board: &Board, kernel: &Kernel, gic: Gic) -> Result<Vec<u8>, Error> {
     fdt.property_u32("interrupt-parent", GIC_PHANDLE)?;
 
     let chosen = fdt.begin_node("chosen")?;
-    fdt.property_string("stdout-path", &format!("/serial@{:x}", layout::CONSOLE.addr))?;
+    // As on `virt`, for firmware and bare-metal code: U-Boot 2023.01 crashes if it has no driver for
+    // what this names. To Linux the command line's console, the 16550, is more than this.
+    fdt.property_string("stdout-path", &format!("/serial@{:x}", layout::PL011.addr))?;
     fdt.property("bootargs", &[&kernel.cmdline[..], b"\0"].concat())?;
     if let Some(initrd) = kernel.initrd {
         fdt.property_u64("linux,initrd-start", initrd.start)?;
@@ -76,7 +78,11 @@ fn write(board: &Board, kernel: &Kernel, gic: Gic) -> Result<Vec<u8>, Error> {
     fdt.property_string("serial0", &format!("/serial@{:x}", layout::CONSOLE.addr))?;
     fdt.end_node(aliases)?;
 
-    for range in &board.ram {
+    // What lies below in place of a flash comes last: firmware for `virt` takes the first of these
+    // nodes for its RAM.
+    let count_below = board.ram.partition_point(|range| range.start < layout::RAM_START);
+    let (below, ram) = board.ram.split_at(count_below);
+    for range in ram.iter().chain(below) {
         let memory = fdt.begin_node(&format!("memory@{:x}", range.start))?;
         fdt.property_string("device_type", "memory")?;
         fdt.property_array_u64("reg", &[range.start, range.len])?;
@@ -262,7 +268,7 @@ mod tests {
             expect("/cpus/cpu@f/enable-method", b"psci\0".to_vec());
             expect("/psci/method", b"hvc\0".to_vec());
             expect("/serial@9100000/reg", cells(&[0, 0x0910_0000, 0, 8]));
-            expect("/chosen/stdout-path", b"/serial@9100000\0".to_vec());
+            expect("/chosen/stdout-path", b"/serial@9000000\0".to_vec());
             expect("/aliases/serial0", b"/serial@9100000\0".to_vec());
             expect("/serial@9100000/interrupts", cells(&[0, 8, 1]));
             expect("/serial@9000000/interrupts", cells(&[0, 1, 4]));
@@ -278,5 +284,19 @@ mod tests {
             expect("/interrupt-controller@8000000/reg", reg);
             assert_eq!(found.keys().filter(|path| path.starts_with("/cpus/cpu@")).count(), 17 * 4);
         }
+    }
+
+    #[test]
+    fn the_first_memory_is_where_virt_has_it() {
+        let starts = [0, 0x400_0000, layout::RAM_START, 0x1_0000_0000];
+        let ram = starts.map(|start| RamRange { start, len: 0x20_0000 }).to_vec();
+        let board = Board { cpus: 1, ram, exit_register: layout::EXIT_REGISTER };
+        let blob = device_tree(&board, &Kernel::default(), Gic::V3).unwrap();
+        let at = |start| {
+            let name = format!("memory@{start:x}\0");
+            blob.windows(name.len()).position(|part| part == name.as_bytes()).unwrap()
+        };
+        let [low, next, first, second] = starts.map(at);
+        assert!(first < second && second < low && low < next);
     }
 }
