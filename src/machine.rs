@@ -2,7 +2,8 @@
 //!
 //! The order matters: memory slots before anything else (one that is added later waits for a grace
 //! period), interrupt chips before vCPUs, and what an architecture must do last after the last
-//! vCPU. Fields are dropped in their order: vCPUs, then the VM, then the RAM that it maps.
+//! vCPU. Fields are dropped in their order: vCPUs, devices, which hold the VM too, then the VM, then
+//! the RAM that it maps.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -28,7 +29,7 @@ use crate::devices::rtc::{self, Pl031};
 use crate::devices::serial::{self, Serial};
 use crate::exit::{BusAddr, Space};
 use crate::gdb::Debugger;
-use crate::irq::Irq;
+use crate::irq::{Irq, Level};
 use crate::kernel::Given;
 use crate::memory::{GuestRam, RamRange, check_ranges};
 use crate::payload::cache::Cache;
@@ -65,10 +66,10 @@ pub fn open_kvm() -> Result<Kvm> {
 pub struct Machine {
     pub(crate) vcpus: Vec<arch::Vcpu>,
     _chips: arch::Chips,
-    _vm: VmFd,
+    pub(crate) bus: Bus,
+    _vm: Arc<VmFd>,
     pub(crate) debugger: Option<Debugger>,
     pub(crate) ram: GuestRam,
-    pub(crate) bus: Bus,
     pub(crate) output: Arc<Output>,
     pub(crate) input: Arc<Input>,
     /// Wakes the event loop.
@@ -106,7 +107,7 @@ impl Machine {
         let ram_start = ranges.first().map_or(0, |range| range.start);
         let way = load::choose(&image, ram_start, protocol, mode, &arch::RULES)?;
         let machine = machine.unwrap_or(way.mode.machine(way.takes));
-        let vm = arch::create_vm(&kvm, ranges.last().map_or(0, |range| range.end()))?;
+        let vm = Arc::new(arch::create_vm(&kvm, ranges.last().map_or(0, |range| range.end()))?);
         let ram = GuestRam::new(ranges)?.with_images(config.image_memory);
         ram.add_slots(&vm)?;
         timeline.reached("VM and RAM");
@@ -137,7 +138,7 @@ impl Machine {
             Some(line) => Irq::new(line.try_clone().context("copy an eventfd")?),
             None => Irq::none(),
         };
-        let devices = Devices { bus: Bus::default(), ram: &ram };
+        let devices = Devices { bus: Bus::default(), ram: &ram, vm: &vm };
         let debug = config.debug_console;
         let bus = devices.insert_all(machine, exit_register, debug, irq, &output, &input)?;
 
@@ -268,6 +269,7 @@ const WIDEST_ACCESS: u64 = 8;
 struct Devices<'a> {
     bus: Bus,
     ram: &'a GuestRam,
+    vm: &'a Arc<VmFd>,
 }
 
 impl Devices<'_> {
@@ -308,6 +310,15 @@ impl Devices<'_> {
         self.insert(at, len, name, device)
     }
 
+    /// The interrupt line with this number, to be held.
+    fn level(&self, line: u32) -> Level {
+        let vm = self.vm.clone();
+        Level::new(move |high| {
+            // The guest runs, so the line's controller is there.
+            let _ = arch::set_line(&vm, line, high);
+        })
+    }
+
     /// The devices that every machine has, and a debug console if wanted.
     fn insert_all(
         mut self,
@@ -323,9 +334,8 @@ impl Devices<'_> {
         self.insert(layout::PANIC_REPORT, panic_report::LEN, "pvpanic", Box::new(PanicReport))?;
         for (extra, at) in layout::extras(machine) {
             match extra {
-                Extra::Pl011 => {
-                    // No line: code that knows this address polls.
-                    let uart = Pl011::new(output.clone(), input.clone(), Irq::none());
+                Extra::Pl011 { line } => {
+                    let uart = Pl011::new(output.clone(), input.clone(), self.level(*line));
                     self.insert(*at, pl011::LEN, "PL011", Box::new(uart))?;
                 }
                 Extra::Pl031 => {

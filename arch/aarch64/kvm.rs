@@ -108,6 +108,11 @@ pub fn wire_console(vm: &VmFd, line: &EventFd) -> Result<()> {
     vm.register_irqfd(line, layout::CONSOLE_SPI).context("wire the console's interrupt")
 }
 
+/// Makes a shared interrupt of the controller, which must be initialised, high or low.
+pub fn set_line(vm: &VmFd, spi: u32, high: bool) -> Result<()> {
+    vm.set_irq_line(layout::irq_line(spi), high).with_context(|| format!("set interrupt {spi}"))
+}
+
 /// Initialises the interrupt controller.
 pub fn after_vcpus(chips: &Chips) -> Result<()> {
     chips.gic.initialise()
