@@ -115,6 +115,9 @@ mod contract {
     /// Makes a write to the event an edge on an interrupt line; called last, and only where
     /// [`Machine::has_platform`].
     const _: fn(&VmFd, &EventFd, u32) -> Result<()> = wire;
+    /// Makes an interrupt line high or low, as long as it stays so; from now on, and only where
+    /// [`Machine::has_platform`]. Lines have the architecture's numbers.
+    const _: fn(&VmFd, u32, bool) -> Result<()> = set_line;
     /// What makes the vCPU leave the guest.
     const _: fn(&mut Vcpu) -> Kick = Vcpu::kick;
     const fn runs<T: Run + Send>() {}

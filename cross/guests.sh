@@ -123,13 +123,14 @@ END
 # program_tree FOLDER ARCH PROGRAM PACKAGE…: the program with its loader (as `loader`) and the
 # libraries that it needs, all in one folder, so that it runs anywhere.
 program_tree() {
-  local folder=$1 arch=$2 program=$3 deb all name
+  local folder=$1 arch=$2 program=$3 deb all
   shift 3
   deb=$(debian_arch "$arch")
   all=$(mktemp -d "$cache/new.XXXXXX")
-  fetch "$all" $(for name; do echo "$name"; libraries "$name:$deb"; done | sort -u | while read -r name; do
-    with_architecture "$name" "$deb"
-  done)
+  fetch "$all" $({
+    printf '%s\n' "$@"
+    libraries "${@/%/:$deb}"
+  } | sort -u | with_architecture "$deb")
   mkdir -p "$folder"
   cp "$all/$program" "$folder"
   with_needed "$folder" "$all" "$folder/${program##*/}"
@@ -139,17 +140,18 @@ program_tree() {
   rm -rf "$all"
 }
 
-# libraries PACKAGE: the libraries that it depends on, and those that these depend on.
+# libraries PACKAGE…: the libraries that they depend on, and those that these depend on.
 libraries() {
   private_apt apt-cache depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks \
-    --no-replaces --no-enhances "$1" | sed -n 's/^\(lib[^: ]*\|zlib[^: ]*\)\(:.*\)\?$/\1/p'
+    --no-replaces --no-enhances "$@" | sed -n 's/^\(lib[^: ]*\|zlib[^: ]*\)\(:.*\)\?$/\1/p'
 }
 
-# with_architecture NAME DEB: the package as apt-get download wants it; nothing for one that has no
-# file, such as a virtual one.
+# with_architecture DEB: the packages that it reads the names of, as apt-get download wants them;
+# nothing for one that has no file, such as a virtual one.
 with_architecture() {
-  private_apt apt-cache show --no-all-versions "$1:$2" 2>/dev/null |
-    sed -n "s/^Architecture: all$/$1/p; s/^Architecture: $2$/$1:$2/p" | head -n 1
+  private_apt apt-cache show --no-all-versions $(sed "s/$/:$1/") 2>/dev/null |
+    awk -v deb="$1" '/^Package:/ { name = $2 }
+      /^Architecture:/ { print name ($2 == "all" ? "" : ":" deb) }'
 }
 
 # with_needed TO FROM FILE: copies what FILE needs from the packages in FROM, and what that needs.

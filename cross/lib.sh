@@ -44,11 +44,13 @@ known_arch() { case $1 in x86_64 | aarch64) ;; *) return 1 ;; esac; }
 # ---------------------------------------------------------------- packages of Debian, unpacked
 
 # apt with lists of its own: of both architectures, without a change to the machine, without root.
+# Without a cache of the lists, which images of containers switch off, each question takes seconds.
 private_apt() {
   local tool=$1 apt=$cache/apt
   shift
   mkdir -p "$apt/lists/partial" "$apt/archives/partial"
   "$tool" -q -o Dir::State::lists="$apt/lists" -o Dir::Cache="$apt" -o Dir::State::status=/dev/null \
+    -o Dir::Cache::pkgcache=pkgcache.bin -o Dir::Cache::srcpkgcache=srcpkgcache.bin \
     -o "APT::Architectures::=amd64" -o "APT::Architectures::=arm64" -o APT::Sandbox::User= \
     -o Acquire::Languages=none -o Acquire::Retries=3 "$@"
 }

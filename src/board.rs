@@ -116,7 +116,10 @@ pub struct StopRegister {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extra {
     /// A PL011 UART, on the same console.
-    Pl011,
+    Pl011 {
+        /// Its interrupt line.
+        line: u32,
+    },
     /// A PL031 real-time clock.
     Pl031,
     /// A CMOS with a real-time clock.

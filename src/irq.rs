@@ -1,7 +1,10 @@
-//! An interrupt line of a device: an eventfd that KVM listens to (KVM API, KVM_IRQFD), or nothing.
+//! Interrupt lines of devices, of two kinds.
 //!
-//! One trigger is one edge. A device triggers when it has something new to tell; a guest that
-//! polls has no use for a line.
+//! An [`Irq`] makes edges: an eventfd that KVM listens to (KVM API, KVM_IRQFD), or nothing. One
+//! trigger is one edge; a device triggers when it has something new to tell.
+//!
+//! A [`Level`] is held for as long as there is a reason. It costs a system call (KVM API,
+//! KVM_IRQ_LINE) when it changes and nothing else, so a guest that polls pays nothing for either.
 
 use std::convert::Infallible;
 
@@ -31,6 +34,32 @@ impl Irq {
     }
 }
 
+/// A device's interrupt line that is held: high as long as it has a cause.
+pub struct Level {
+    high: bool,
+    wire: Box<dyn Fn(bool) + Send>,
+}
+
+impl Level {
+    /// No line: the guest polls.
+    pub fn none() -> Self {
+        Self::new(|_| {})
+    }
+
+    /// A line that is low; `wire` is told of every change, and must not block.
+    pub fn new(wire: impl Fn(bool) + Send + 'static) -> Self {
+        Self { high: false, wire: Box::new(wire) }
+    }
+
+    /// Makes it high or low.
+    pub fn set(&mut self, high: bool) {
+        if self.high != high {
+            self.high = high;
+            (self.wire)(high);
+        }
+    }
+}
+
 impl vm_superio::Trigger for Irq {
     type E = Infallible;
 
@@ -42,6 +71,8 @@ impl vm_superio::Trigger for Irq {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc::channel;
+
     use super::*;
 
     #[test]
@@ -55,5 +86,16 @@ mod tests {
         // One less than the largest count is where a write would block (eventfd(2)).
         event.write(u64::MAX - 1).unwrap();
         irq.trigger();
+    }
+
+    #[test]
+    fn a_level_tells_changes_alone() {
+        Level::none().set(true);
+        let (told, heard) = channel();
+        let mut level = Level::new(move |high| told.send(high).unwrap());
+        for high in [false, true, true, false, false, true] {
+            level.set(high);
+        }
+        assert_eq!(heard.try_iter().collect::<Vec<_>>(), [true, false, true]);
     }
 }

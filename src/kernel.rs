@@ -17,8 +17,11 @@ use crate::sys;
 /// buffer-format.rst: 4 bytes, with zeros in between).
 const ARCHIVE_ALIGN: u64 = 4;
 
-/// What Linux is told: where its console is, and to end when it panics instead of waiting.
+/// What Linux is told: where its console is, unless its user says so, and to end when it panics
+/// instead of waiting.
+const CONSOLE: &str = "console=";
 const LINUX: &str = "console=ttyS0 panic=-1";
+const LINUX_ELSEWHERE: &str = "panic=-1";
 
 /// A file for the guest.
 pub struct File {
@@ -39,6 +42,12 @@ pub struct Given<'a> {
 }
 
 impl Given<'_> {
+    /// Two consoles would print everything twice: ours are all the same one.
+    fn words_for_linux(&self) -> &'static str {
+        let mut words = self.cmdline.split_ascii_whitespace();
+        if words.any(|word| word.starts_with(CONSOLE)) { LINUX_ELSEWHERE } else { LINUX }
+    }
+
     /// Places it in RAM, as far as the image takes it.
     pub fn place(&self, takes: Takes, ram: &GuestRam, places: &mut Places) -> Result<Kernel> {
         let mut kernel = Kernel::default();
@@ -53,7 +62,7 @@ impl Given<'_> {
             }
             Takes::Ramdisk { is_linux, cmdline, below } => {
                 kernel.initrd = place_archives(self.files, ram, places, below)?;
-                (if is_linux { LINUX } else { "" }, cmdline)
+                (if is_linux { self.words_for_linux() } else { "" }, cmdline)
             }
             Takes::Modules { below } => {
                 for file in self.files {
@@ -149,6 +158,8 @@ mod tests {
         let linux = Takes::Ramdisk { is_linux: true, cmdline: 40, below: BELOW };
         let kernel = given(linux, "quiet", &files).unwrap();
         assert_eq!(kernel.cmdline, b"console=ttyS0 panic=-1 quiet");
+        let elsewhere = given(linux, "a console=ttyAMA0,9600", &[]).unwrap();
+        assert_eq!(elsewhere.cmdline, b"panic=-1 a console=ttyAMA0,9600");
         let initrd = kernel.initrd.unwrap();
         assert_eq!((initrd.len, initrd.end() <= BELOW, kernel.modules.len()), (9, true, 0));
         let other = Takes::Ramdisk { is_linux: false, cmdline: 5, below: BELOW };

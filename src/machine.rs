@@ -2,7 +2,8 @@
 //!
 //! The order matters: memory slots before anything else (one that is added later waits for a grace
 //! period), interrupt chips before vCPUs, and what an architecture must do last after the last
-//! vCPU. Fields are dropped in their order: vCPUs, then the VM, then the RAM that it maps.
+//! vCPU. Fields are dropped in their order: vCPUs, devices, which hold the VM too, then the VM, then
+//! the RAM that it maps.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -28,7 +29,7 @@ use crate::devices::rtc::{self, Pl031};
 use crate::devices::serial::{self, Serial};
 use crate::exit::{BusAddr, Space};
 use crate::gdb::Debugger;
-use crate::irq::Irq;
+use crate::irq::{Irq, Level};
 use crate::kernel::Given;
 use crate::memory::{GuestRam, RamRange, check_ranges};
 use crate::payload::cache::Cache;
@@ -67,9 +68,9 @@ pub fn open_kvm() -> Result<Kvm> {
 pub struct Machine {
     pub(crate) vcpus: Vec<arch::Vcpu>,
     _chips: arch::Chips,
-    _vm: VmFd,
-    pub(crate) debugger: Option<Debugger>,
     pub(crate) bus: Bus,
+    _vm: Arc<VmFd>,
+    pub(crate) debugger: Option<Debugger>,
     pub(crate) ram: Arc<GuestRam>,
     pub(crate) output: Arc<Output>,
     pub(crate) input: Arc<Input>,
@@ -108,7 +109,7 @@ impl Machine {
         let ram_start = ranges.first().map_or(0, |range| range.start);
         let way = load::choose(&image, ram_start, protocol, mode, &arch::RULES)?;
         let machine = machine.unwrap_or(way.mode.machine(way.takes));
-        let vm = arch::create_vm(&kvm, ranges.last().map_or(0, |range| range.end()))?;
+        let vm = Arc::new(arch::create_vm(&kvm, ranges.last().map_or(0, |range| range.end()))?);
         let ram = Arc::new(GuestRam::new(ranges)?.with_images(config.image_memory));
         ram.add_slots(&vm)?;
         timeline.reached("VM and RAM");
@@ -265,7 +266,7 @@ const WIDEST_ACCESS: u64 = 8;
 /// The bus while devices are put on it.
 struct Devices<'a> {
     bus: Bus,
-    vm: &'a VmFd,
+    vm: &'a Arc<VmFd>,
     ram: &'a Arc<GuestRam>,
     /// Interrupts to be wired to their lines, if the machine has an interrupt controller.
     wires: Option<Vec<(EventFd, u32)>>,
@@ -342,6 +343,15 @@ impl Devices<'_> {
         devices.into_iter().enumerate().map(insert).collect()
     }
 
+    /// The interrupt line with this number, to be held.
+    fn level(&self, line: u32) -> Level {
+        let vm = self.vm.clone();
+        Level::new(move |high| {
+            // The guest runs, so the line's controller is there.
+            let _ = arch::set_line(&vm, line, high);
+        })
+    }
+
     /// The devices that every machine has, and a debug console if wanted.
     fn insert_all(
         &mut self,
@@ -357,9 +367,8 @@ impl Devices<'_> {
         self.insert(layout::PANIC_REPORT, panic_report::LEN, "pvpanic", Box::new(PanicReport))?;
         for (extra, at) in layout::extras(machine) {
             match extra {
-                Extra::Pl011 => {
-                    // No line: code that knows this address polls.
-                    let uart = Pl011::new(output.clone(), input.clone(), Irq::none());
+                Extra::Pl011 { line } => {
+                    let uart = Pl011::new(output.clone(), input.clone(), self.level(*line));
                     self.insert(*at, pl011::LEN, "PL011", Box::new(uart))?;
                 }
                 Extra::Pl031 => {

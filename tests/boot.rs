@@ -219,6 +219,14 @@ const ROWS: &[Row] = &[
         cause: "power-off",
         ..OTHER_END
     },
+    Row {
+        name: "a_uart_interrupts_while_it_has_a_byte",
+        guest: "uart",
+        input: b"one\ntwo\r\n\x01\x7f, and more than a FIFO holds\0\xff, and no newline",
+        stdout: "one\ntwo\r\n\x01\x7f, and more than a FIFO holds\0\u{fffd}, and no newline",
+        ..ROW
+    },
+    Row { name: "a_uart_without_input_interrupts_once", guest: "uart", ..ROW },
     // The reference guests.
     Row {
         name: "tiny_kernel_greets",

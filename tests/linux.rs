@@ -8,15 +8,13 @@ mod common;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use common::stock::{CLOUD, PATIENCE, boot, fetched, guests, root, whole_kernels};
-use common::{Ran, Run, bivisor, finding, folder, hardware_breakpoints, kvm, trial, wait};
+use common::{Ran, bivisor, folder, hardware_breakpoints, kvm, trial, wait};
 use libtest_mimic::Trial;
-use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;
 
@@ -68,14 +66,7 @@ const FOREIGN: &[Foreign] = if cfg!(target_arch = "x86_64") {
         ("ipxe_shows_its_banner", "ipxe.lkrn", &[], "Press Ctrl-B for the iPXE command line"),
     ]
 } else {
-    // It lies in flash at 0 and has its environment at 64 MiB; it has no driver for our console's
-    // 16550, and gives up when it looks for one.
-    &[(
-        "u_boot_reads_the_device_tree",
-        "u-boot.bin",
-        &["--ram", "0:2M", "--ram", "64M:256K", "--ram", "1G:256M", "--load", "0"],
-        "Resetting CPU",
-    )]
+    &[]
 };
 
 fn shows_its_text((_, file, options, text): &Foreign) {
@@ -111,11 +102,45 @@ fn boots_to_a_shell(row: &Row) {
     let columns = (0..row.cpus).map(|cpu| format!("CPU{cpu}")).collect::<Vec<_>>();
     let head = text.lines().find(|line| line.trim_start().starts_with("CPU0")).unwrap();
     assert_eq!(head.split_whitespace().collect::<Vec<_>>(), columns, "{text}");
-    let console = text.lines().find(|line| line.ends_with("ttyS0")).expect("its own interrupt");
-    let counts = console.split_whitespace().skip(1).take(row.cpus);
-    let sum: u64 = counts.map(|count| count.parse::<u64>().unwrap()).sum();
-    assert!(sum > 0, "no interrupt of the console: {console}");
+    assert!(interrupts(&text, "ttyS0", row.cpus) > 0, "{text}");
     assert_eq!(text.contains("Linux version"), !row.quiet, "{text}");
+}
+
+/// How often /proc/interrupts says that the device called `name` has interrupted `cpus` CPUs.
+fn interrupts(text: &str, name: &str, cpus: usize) -> u64 {
+    let line = text.lines().find(|line| line.ends_with(name));
+    let line = line.unwrap_or_else(|| panic!("{name} has no interrupt: {text}"));
+    line.split_whitespace().skip(1).take(cpus).map(|count| count.parse::<u64>().unwrap()).sum()
+}
+
+/// The UART that has its interrupt as a level. More is typed than any buffer on the way holds.
+fn the_pl011_is_a_whole_console() {
+    const NUMBERS: u64 = 1200;
+    let mut input = String::from("while read x && [ $x != end ]; do s=$((s + x)); done\n");
+    (1..=NUMBERS).for_each(|number| input += &format!("{number}\n"));
+    input += "end\necho sum=$s\ncat /proc/interrupts\npoweroff -f\n";
+    for (kernel, cpus) in [(CLOUD, 1), (OTHER, 2)] {
+        let root = root(INIT);
+        let run = boot(kernel, &root).arg("--cmdline").arg("console=ttyAMA0 quiet");
+        let text = said(&run.words(&format!("--cpus {cpus}")).input(input.as_bytes()).finish(), 0);
+        assert_eq!(number(&text, "sum="), NUMBERS * (NUMBERS + 1) / 2, "{text}");
+        assert!(interrupts(&text, "uart-pl011", cpus) > 0, "{text}");
+        assert!(!text.contains("nobody cared"), "{text}");
+    }
+}
+
+/// It lies in flash at 0, has its environment at 64 MiB, and takes the PL011, the only UART here that
+/// it has a driver for. The first key keeps it from looking for something to start.
+fn u_boot_does_what_is_typed() {
+    let run = bivisor("run").arg(guests().join("u-boot.bin"));
+    let run = run.words("--ram 0:2M --ram 64M:256K --ram 1G:256M --load 0");
+    let ran = run.input(b"\nversion\npoweroff\n").patience(PATIENCE).finish();
+    let text = ran.text().replace('\r', "");
+    assert_eq!(ran.status, 0, "{ran:?}");
+    for shown in ["DRAM:  256 MiB\n", "Out:   serial@9000000\n", "=> version\nU-Boot 20"] {
+        assert!(text.contains(shown), "no {shown:?}: {ran:?}");
+    }
+    assert!(text.ends_with("=> poweroff\npoweroff ...\n"), "{ran:?}");
 }
 
 /// What the guest showed, once its shell was reached and it ended with `status`.
@@ -268,6 +293,13 @@ fn main() {
         a_panic_without_a_driver_is_a_reset, kvm, fetched, whole_kernels;
         a_real_gdb_stops_at_start_kernel, kvm, fetched, hardware_breakpoints;
     };
-    let trials: Vec<Trial> = boots.chain(foreign).chain(ends).collect();
+    let own = match cfg!(target_arch = "aarch64") {
+        true => common::cases! {
+            the_pl011_is_a_whole_console, kvm, fetched, whole_kernels;
+            u_boot_does_what_is_typed, kvm, fetched;
+        },
+        false => vec![],
+    };
+    let trials: Vec<Trial> = boots.chain(foreign).chain(ends).chain(own).collect();
     common::conclude(trials)
 }

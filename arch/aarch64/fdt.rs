@@ -2,7 +2,7 @@
 //!
 //! Source: Devicetree Specification v0.4; the bindings under Linux v6.12
 //! Documentation/devicetree/bindings (arm/psci.yaml, arm/cpus.yaml, timer/arm,arch_timer.yaml,
-//! interrupt-controller/arm,gic{,-v3}.yaml, serial/8250.yaml, misc/pvpanic-mmio.txt).
+//! interrupt-controller/arm,gic{,-v3}.yaml, serial/{8250,pl011}.yaml, misc/pvpanic-mmio.txt).
 
 use anyhow::{Context, Result};
 use vm_fdt::{Error, FdtWriter};
@@ -19,6 +19,9 @@ pub enum Gic {
     /// Distributor and redistributors.
     V3,
 }
+
+/// What every peripheral of Arm's with an identification register is compatible with.
+const PRIMECELL: &str = "arm,primecell";
 
 /// Handles of what other nodes refer to.
 const GIC_PHANDLE: u32 = 1;
@@ -38,10 +41,11 @@ const TIMER_INTERRUPTS: [u32; 4] = [13, 14, 11, 10];
 /// Clock of a PC's serial port, in Hz: 115200 baud times 16.
 const UART_CLOCK: u32 = 1_843_200;
 
-/// Interrupt specifiers: a shared peripheral interrupt, on a rising edge. A level would ask for
-/// a line that is held until the guest is done, which one write to KVM can't say.
+/// Interrupt specifiers: a shared peripheral interrupt, on a rising edge or while the line is
+/// high. The latter needs a device that holds it until the guest is done (`irq::Level`).
 const SPI: u32 = 0;
 const EDGE_RISING: u32 = 1;
+const LEVEL_HIGH: u32 = 4;
 
 /// The device tree for `board` and `kernel`, as a blob.
 pub fn device_tree(board: &Board, kernel: &Kernel, gic: Gic) -> Result<Vec<u8>> {
@@ -58,7 +62,9 @@ fn write(board: &Board, kernel: &Kernel, gic: Gic) -> Result<Vec<u8>, Error> {
     fdt.property_u32("interrupt-parent", GIC_PHANDLE)?;
 
     let chosen = fdt.begin_node("chosen")?;
-    fdt.property_string("stdout-path", &format!("/serial@{:x}", layout::CONSOLE.addr))?;
+    // As on `virt`, for firmware and bare-metal code: U-Boot 2023.01 crashes if it has no driver for
+    // what this names. To Linux the command line's console, the 16550, is more than this.
+    fdt.property_string("stdout-path", &format!("/serial@{:x}", layout::PL011.addr))?;
     fdt.property("bootargs", &[&kernel.cmdline[..], b"\0"].concat())?;
     if let Some(initrd) = kernel.initrd {
         fdt.property_u64("linux,initrd-start", initrd.start)?;
@@ -66,7 +72,17 @@ fn write(board: &Board, kernel: &Kernel, gic: Gic) -> Result<Vec<u8>, Error> {
     }
     fdt.end_node(chosen)?;
 
-    for range in &board.ram {
+    // The PL011 has no alias: Linux would take the number for its own of that kind, and ttyAMA0 is
+    // what everybody calls the first.
+    let aliases = fdt.begin_node("aliases")?;
+    fdt.property_string("serial0", &format!("/serial@{:x}", layout::CONSOLE.addr))?;
+    fdt.end_node(aliases)?;
+
+    // What lies below in place of a flash comes last: firmware for `virt` takes the first of these
+    // nodes for its RAM.
+    let count_below = board.ram.partition_point(|range| range.start < layout::RAM_START);
+    let (below, ram) = board.ram.split_at(count_below);
+    for range in ram.iter().chain(below) {
         let memory = fdt.begin_node(&format!("memory@{:x}", range.start))?;
         fdt.property_string("device_type", "memory")?;
         fdt.property_array_u64("reg", &[range.start, range.len])?;
@@ -112,7 +128,12 @@ fn write(board: &Board, kernel: &Kernel, gic: Gic) -> Result<Vec<u8>, Error> {
     fdt.property_u32("clock-frequency", BUS_CLOCK)?;
     fdt.property_phandle(CLOCK_PHANDLE)?;
     fdt.end_node(clock)?;
-    write_device(&mut fdt, "rtc", layout::PL031, 0x1000, &["arm,pl031", "arm,primecell"], |fdt| {
+    write_device(&mut fdt, "serial", layout::PL011, 0x1000, &["arm,pl011", PRIMECELL], |fdt| {
+        fdt.property_array_u32("interrupts", &[SPI, layout::PL011_SPI, LEVEL_HIGH])?;
+        fdt.property_array_u32("clocks", &[CLOCK_PHANDLE; 2])?;
+        fdt.property_string_list("clock-names", vec!["uartclk".into(), "apb_pclk".into()])
+    })?;
+    write_device(&mut fdt, "rtc", layout::PL031, 0x1000, &["arm,pl031", PRIMECELL], |fdt| {
         fdt.property_u32("clocks", CLOCK_PHANDLE)?;
         fdt.property_string("clock-names", "apb_pclk")
     })?;
@@ -254,8 +275,12 @@ mod tests {
             expect("/cpus/cpu@f/enable-method", b"psci\0".to_vec());
             expect("/psci/method", b"hvc\0".to_vec());
             expect("/serial@9100000/reg", cells(&[0, 0x0910_0000, 0, 8]));
-            expect("/chosen/stdout-path", b"/serial@9100000\0".to_vec());
-            expect("/serial@9100000/interrupts", cells(&[0, 1, 1]));
+            expect("/chosen/stdout-path", b"/serial@9000000\0".to_vec());
+            expect("/aliases/serial0", b"/serial@9100000\0".to_vec());
+            expect("/serial@9100000/interrupts", cells(&[0, 8, 1]));
+            expect("/serial@9000000/interrupts", cells(&[0, 1, 4]));
+            expect("/serial@9000000/clock-names", b"uartclk\0apb_pclk\0".to_vec());
+            expect("/serial@9000000/compatible", b"arm,pl011\0arm,primecell\0".to_vec());
             expect("/chosen/bootargs", b"console=ttyS0\0".to_vec());
             expect("/chosen/linux,initrd-end", cells(&[0, 0x4800_0123]));
             expect("/exit@8000/compatible", b"bivisor,exit-register\0".to_vec());
@@ -268,5 +293,19 @@ mod tests {
             expect("/interrupt-controller@8000000/reg", reg);
             assert_eq!(found.keys().filter(|path| path.starts_with("/cpus/cpu@")).count(), 17 * 4);
         }
+    }
+
+    #[test]
+    fn the_first_memory_is_where_virt_has_it() {
+        let starts = [0, 0x400_0000, layout::RAM_START, 0x1_0000_0000];
+        let ram = starts.map(|start| RamRange { start, len: 0x20_0000 }).to_vec();
+        let board = Board { cpus: 1, ram, exit_register: layout::EXIT_REGISTER, virtio: vec![] };
+        let blob = device_tree(&board, &Kernel::default(), Gic::V3).unwrap();
+        let at = |start| {
+            let name = format!("memory@{start:x}\0");
+            blob.windows(name.len()).position(|part| part == name.as_bytes()).unwrap()
+        };
+        let [low, next, first, second] = starts.map(at);
+        assert!(first < second && second < low && low < next);
     }
 }

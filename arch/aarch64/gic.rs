@@ -6,10 +6,11 @@
 use anyhow::{Context, Result, ensure};
 use kvm_bindings::{
     KVM_DEV_ARM_VGIC_CTRL_INIT, KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_DEV_ARM_VGIC_GRP_CTRL,
-    KVM_DEV_ARM_VGIC_GRP_NR_IRQS, KVM_VGIC_ITS_ADDR_TYPE, KVM_VGIC_V2_ADDR_TYPE_CPU,
-    KVM_VGIC_V2_ADDR_TYPE_DIST, KVM_VGIC_V3_ADDR_TYPE_DIST, KVM_VGIC_V3_ADDR_TYPE_REDIST,
-    kvm_create_device, kvm_device_attr, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_ITS,
-    kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V2, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3,
+    KVM_DEV_ARM_VGIC_GRP_DIST_REGS, KVM_DEV_ARM_VGIC_GRP_NR_IRQS, KVM_VGIC_ITS_ADDR_TYPE,
+    KVM_VGIC_V2_ADDR_TYPE_CPU, KVM_VGIC_V2_ADDR_TYPE_DIST, KVM_VGIC_V3_ADDR_TYPE_DIST,
+    KVM_VGIC_V3_ADDR_TYPE_REDIST, kvm_create_device, kvm_device_attr,
+    kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_ITS, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V2,
+    kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3,
 };
 use kvm_ioctls::{DeviceFd, VmFd};
 
@@ -83,6 +84,22 @@ impl Chip {
         for device in [Some(&self.device), self.its.as_ref()].into_iter().flatten() {
             set(device, KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_CTRL_INIT.into(), 0)
                 .context("initialise the interrupt controller")?;
+        }
+        self.configure()
+    }
+
+    /// Has the guest find levels where it expects them: KVM begins with edges alone.
+    fn configure(&self) -> Result<()> {
+        /// The first of the registers; the same in both versions.
+        const GICD_ICFGR: u32 = 0xc00;
+        for register in 0..INTERRUPTS / layout::CONFIGURED {
+            let value = layout::icfgr(register);
+            if value != layout::EDGES {
+                let offset = GICD_ICFGR + 4 * register;
+                let addr = &raw const value as u64;
+                set(&self.device, KVM_DEV_ARM_VGIC_GRP_DIST_REGS, offset.into(), addr)
+                    .context("say which interrupts are levels")?;
+            }
         }
         Ok(())
     }

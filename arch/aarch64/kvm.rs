@@ -108,6 +108,11 @@ pub fn wire(vm: &VmFd, event: &EventFd, line: u32) -> Result<()> {
     vm.register_irqfd(event, line).with_context(|| format!("wire interrupt {line}"))
 }
 
+/// Makes a shared interrupt of the controller, which must be initialised, high or low.
+pub fn set_line(vm: &VmFd, spi: u32, high: bool) -> Result<()> {
+    vm.set_irq_line(layout::irq_line(spi), high).with_context(|| format!("set interrupt {spi}"))
+}
+
 /// Initialises the interrupt controller.
 pub fn after_vcpus(chips: &Chips) -> Result<()> {
     chips.gic.initialise()

@@ -40,19 +40,21 @@ pub const GIC_ITS: Region = Region { name: "GIC ITS", start: 0x0808_0000, len: 0
 pub const GIC_REDISTRIBUTOR_LEN: u64 = 0x2_0000;
 
 /// Where `virt` has its UART: bare-metal code made for that board prints there.
-const PL011: BusAddr = BusAddr::memory(0x0900_0000);
+pub const PL011: BusAddr = BusAddr::memory(0x0900_0000);
+/// Its shared interrupt there.
+pub const PL011_SPI: u32 = 1;
 /// Where `virt` has its clock.
 pub const PL031: BusAddr = BusAddr::memory(0x0901_0000);
 
 /// Devices of this platform alone.
 pub fn extras(_: Machine) -> &'static [(Extra, BusAddr)] {
-    &[(Extra::Pl011, PL011), (Extra::Pl031, PL031)]
+    &[(Extra::Pl011 { line: PL011_SPI }, PL011), (Extra::Pl031, PL031)]
 }
 
 /// Our choice: past what `virt` has at 0x0900_0000 (a PL011, an RTC and more), a page of its own.
 pub const CONSOLE: BusAddr = BusAddr::memory(0x0910_0000);
-/// The console's shared interrupt. Our choice: the first one, which is QEMU's UART's too.
-pub const CONSOLE_LINE: u32 = 1;
+/// The console's shared interrupt. Our choice: that of a second UART on `virt`.
+pub const CONSOLE_LINE: u32 = 8;
 /// Our choice: the next 64 KiB, so that a guest with pages of that size maps each device alone.
 pub const EXIT_REGISTER: BusAddr = BusAddr::memory(0x0911_0000);
 /// As above.
@@ -76,6 +78,28 @@ pub fn virtio(index: usize) -> Option<Seat> {
     let (at, line) = (BusAddr::memory(start), VIRTIO_SPI + index as u32);
     let seat = Seat { at, len: VIRTIO_LEN, line };
     (start < VIRTIO.end()).then_some(seat)
+}
+
+/// Interrupts that each CPU has for itself; the shared ones follow (Arm IHI 0069, "INTIDs").
+const PRIVATE_INTERRUPTS: u32 = 32;
+
+/// A shared interrupt as KVM_IRQ_LINE names it (KVM API): the kind from bit 24 on, then the INTID.
+pub const fn irq_line(spi: u32) -> u32 {
+    const KIND_SPI: u32 = 1;
+    KIND_SPI << 24 | (PRIVATE_INTERRUPTS + spi)
+}
+
+/// Interrupts in each of the registers GICD_ICFGR (Arm IHI 0069, "GICD_ICFGR<n>").
+pub const CONFIGURED: u32 = 16;
+
+/// Such a register if all are edges: two bits for each, of which the upper one says so.
+pub const EDGES: u32 = 0xaaaa_aaaa;
+
+/// The register with this number as a guest finds it. All are edges but the PL011's: on `virt` it is
+/// a level, and code for that board does not say so itself.
+pub const fn icfgr(register: u32) -> u32 {
+    let intid = PRIVATE_INTERRUPTS + PL011_SPI;
+    if intid / CONFIGURED == register { EDGES & !(0b11 << (intid % CONFIGURED * 2)) } else { EDGES }
 }
 
 /// Bytes that a device's page takes.
@@ -131,6 +155,12 @@ pub fn ram(size: u64) -> Vec<RamRange> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_uart_interrupts_as_on_virt() {
+        assert_eq!((irq_line(PL011_SPI), irq_line(0)), (0x0100_0021, 0x0100_0020));
+        assert_eq!([1, 2, 3].map(icfgr), [0xaaaa_aaaa, 0xaaaa_aaa2, 0xaaaa_aaaa]);
+    }
 
     #[test]
     fn ram_lies_past_every_window() {

@@ -97,6 +97,11 @@ pub fn wire(vm: &VmFd, event: &EventFd, line: u32) -> Result<()> {
     vm.register_irqfd(event, line).with_context(|| format!("wire interrupt {line}"))
 }
 
+/// Makes an input of the interrupt controllers high or low.
+pub fn set_line(vm: &VmFd, input: u32, high: bool) -> Result<()> {
+    vm.set_irq_line(input, high).with_context(|| format!("set interrupt {input}"))
+}
+
 /// Nothing waits for the last vCPU here.
 pub fn after_vcpus(_: &Chips) -> Result<()> {
     Ok(())

@@ -9,6 +9,7 @@ crate::guests::embed! { "machine.inc":
     memory "memory.S"
     widths "widths.S"
     relay "relay.S"
+    uart "uart.S"
     spin "spin.S"
     exits "exits.S"
     smp "smp.S"

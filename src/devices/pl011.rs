@@ -5,6 +5,10 @@
 //! Output needs no set-up, neither clocks nor an enabled transmitter: code that was written under
 //! emulators relies on that. When bytes are taken from the host's input, and why the line is
 //! silent after a set-up, is as in [`super::serial`].
+//!
+//! Its interrupt is high as long as an enabled cause is pending, and falls whenever the receiver
+//! gets empty, though it may be filled again at once: so a guest that waits for it to rise, and
+//! reads all that there is, misses nothing either.
 
 mod registers;
 #[cfg(test)]
@@ -20,7 +24,7 @@ use super::{answer, value};
 use crate::bus::Device;
 use crate::console::{Input, Listener, Output};
 use crate::exit::Stop;
-use crate::irq::Irq;
+use crate::irq::Level;
 
 /// Bytes of its registers.
 pub const LEN: u64 = 0x1000;
@@ -73,12 +77,12 @@ pub struct Pl011 {
 struct Port {
     state: State,
     input: Arc<Input>,
-    irq: Irq,
+    irq: Level,
 }
 
 impl Pl011 {
     /// A PL011 between `output` and `input`, with the interrupt line `irq`.
-    pub fn new(output: Arc<Output>, input: Arc<Input>, irq: Irq) -> Self {
+    pub fn new(output: Arc<Output>, input: Arc<Input>, irq: Level) -> Self {
         let state = State { cr: CR_RESET, ifls: IFLS_RESET, ..State::default() };
         let port = Arc::new(Mutex::new(Port { state, input: input.clone(), irq }));
         let listener: Arc<dyn Listener> = port.clone();
@@ -103,9 +107,14 @@ impl Port {
         self.state.imsc & (RX | RT) != 0
     }
 
+    /// What is sent is received, and nothing else.
+    fn looped(&self) -> bool {
+        self.state.cr & CR_LBE != 0
+    }
+
     /// True if a byte can come over the line.
     fn connected(&self) -> bool {
-        self.state.cr & CR_LBE == 0 && self.state.silence == 0
+        !self.looped() && self.state.silence == 0
     }
 
     /// Bytes that the FIFO can hold now.
@@ -113,13 +122,21 @@ impl Port {
         if self.state.lcr_h & LCR_H_FEN != 0 { FIFO_LEN } else { 1 }
     }
 
-    /// Sets `causes`; an edge if one of them is new and enabled.
+    /// Sets `causes`.
     fn raise(&mut self, causes: u16) {
-        let new = causes & !self.state.ris;
         self.state.ris |= causes;
-        if new & self.state.imsc != 0 {
-            self.irq.trigger();
-        }
+        self.update();
+    }
+
+    /// Clears `causes`.
+    fn clear(&mut self, causes: u16) {
+        self.state.ris &= !causes;
+        self.update();
+    }
+
+    /// Has the line say what the registers say.
+    fn update(&mut self) {
+        self.irq.set(self.state.ris & self.state.imsc != 0);
     }
 
     /// Moves up to `count` bytes from the host's input into the FIFO.
@@ -146,34 +163,33 @@ impl Port {
         }
     }
 
-    /// The set-up begins anew: what was received goes back, and the line is silent for a moment.
-    fn set_up(&mut self, looped: bool) {
+    /// What was received and not read goes back to where it came from.
+    fn put_back(&mut self, looped: bool) {
         let held: Vec<u8> = self.state.fifo.drain(..).collect();
-        self.state.ris &= !(RX | RT);
+        self.clear(RX | RT);
         if !looped {
             self.input.put_back(&held);
         }
+    }
+
+    /// The set-up begins anew, and the line is silent for a moment.
+    fn set_up(&mut self, looped: bool) {
+        self.put_back(looped);
         self.state.silence = SILENCE;
         self.receive();
     }
 
     fn read_data(&mut self) -> u16 {
         self.state.silence = self.state.silence.saturating_sub(1);
-        let interrupts = self.interrupts();
-        if !interrupts && self.state.fifo.is_empty() && self.connected() {
+        if !self.interrupts() && self.state.fifo.is_empty() && self.connected() {
             self.fill(1);
         }
         let byte = self.state.fifo.pop_front().unwrap_or(0);
-        if !self.state.fifo.is_empty() {
-            // A handler that takes one byte and returns is owed another interrupt.
-            if interrupts {
-                self.irq.trigger();
-            }
-            return u16::from(byte) | self.state.rsr << 8;
+        if self.state.fifo.is_empty() {
+            self.clear(RX | RT);
+            self.receive();
+            self.state.pause = self.depth() > 1 && !self.state.fifo.is_empty();
         }
-        self.state.ris &= !(RX | RT);
-        self.receive();
-        self.state.pause = self.depth() > 1 && !self.state.fifo.is_empty();
         u16::from(byte) | self.state.rsr << 8
     }
 
@@ -181,8 +197,9 @@ impl Port {
         self.state.silence = self.state.silence.saturating_sub(1);
         let mut flags = FR_MODEM | FR_TXFE;
         if std::mem::take(&mut self.state.pause) {
-            // For a handler that came for the new bytes already.
-            self.irq.trigger();
+            // Whoever came for the new bytes already leaves again, and waits for the line to rise.
+            self.irq.set(false);
+            self.update();
             return flags | FR_RXFE;
         }
         if self.state.fifo.len() >= self.depth() {
@@ -234,25 +251,22 @@ impl Port {
                 let switched = (self.state.lcr_h ^ value) & LCR_H_FEN != 0;
                 self.state.lcr_h = value & 0xff;
                 if switched {
-                    self.set_up(self.state.cr & CR_LBE != 0);
+                    self.set_up(self.looped());
                 }
             }
             CR => {
-                let looped = self.state.cr & CR_LBE != 0;
+                let looped = self.looped();
                 self.state.cr = value & CR_BITS;
                 self.set_up(looped);
             }
             IFLS => self.state.ifls = value & 0x3f,
             IMSC => {
-                let enabled = value & INTERRUPTS & !self.state.imsc;
                 self.state.imsc = value & INTERRUPTS;
-                if self.state.ris & enabled != 0 {
-                    self.irq.trigger();
-                }
+                self.update();
                 self.receive();
             }
             ICR => {
-                self.state.ris &= !value;
+                self.clear(value);
                 if !self.state.fifo.is_empty() {
                     // It is no longer a cause, but soon would be one again.
                     self.raise(RX | RT);
@@ -268,7 +282,7 @@ impl Port {
     fn send(&mut self, byte: u8) -> Option<u8> {
         // It is gone at once, so the FIFO passes its level at every byte.
         self.raise(TX);
-        if self.state.cr & CR_LBE == 0 {
+        if !self.looped() {
             return Some(byte);
         }
         if self.state.fifo.len() < self.depth() {
@@ -296,5 +310,17 @@ impl Device for Pl011 {
         // The port is unlocked while a slow reader holds up its output: input still arrives.
         let sent = self.lock().write(offset, value(data) as u16);
         sent.map_or(ControlFlow::Continue(()), |byte| self.output.push(&[byte]))
+    }
+}
+
+/// Ends its part in the machine, though the input's thread may hold the port for a moment longer.
+/// What the guest has not read is another's, if there is one after a reset.
+impl Drop for Pl011 {
+    fn drop(&mut self) {
+        let mut port = self.lock();
+        let looped = port.looped();
+        port.put_back(looped);
+        port.state.imsc = 0;
+        port.irq = Level::none();
     }
 }

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::EventFd;
@@ -12,7 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::value;
 use crate::bus::Device;
 use crate::console::{Input, Nature, Output};
-use crate::irq::Irq;
+use crate::irq::{Irq, Level};
 use crate::sys;
 
 /// A port, the host's ends of its pipes, and its interrupts.
@@ -22,11 +22,31 @@ pub struct Rig<D> {
     pub printed: PipeReader,
     pub typing: Option<PipeWriter>,
     pub edges: EventFd,
+    /// Where the line is now, if it is held.
+    pub high: Arc<AtomicBool>,
     pub input: Arc<Input>,
 }
 
 impl<D: Device> Rig<D> {
+    /// A port whose line makes edges.
     pub fn new(device: impl FnOnce(Arc<Output>, Arc<Input>, Irq) -> D) -> Self {
+        Self::wired(|output, input, edges, _| device(output, input, Irq::new(edges)))
+    }
+
+    /// A port whose line is held; where it rises is an edge.
+    pub fn held(device: impl FnOnce(Arc<Output>, Arc<Input>, Level) -> D) -> Self {
+        Self::wired(|output, input, edges, line| {
+            let level = Level::new(move |high| {
+                line.store(high, Ordering::Release);
+                if high {
+                    edges.write(1).unwrap();
+                }
+            });
+            device(output, input, level)
+        })
+    }
+
+    fn wired(device: impl FnOnce(Arc<Output>, Arc<Input>, EventFd, Arc<AtomicBool>) -> D) -> Self {
         let (printed, output) = io::pipe().unwrap();
         let (input, typing) = io::pipe().unwrap();
         let file = |fd: OwnedFd| File::from(fd);
@@ -36,9 +56,9 @@ impl<D: Device> Rig<D> {
         let output = Arc::new(Output::new(to, event(), stopping, None));
         let input = Input::new(Vec::new(), Some(file(input.into())), Nature::Files, event());
         let edges = EventFd::new(libc::EFD_NONBLOCK).unwrap();
-        let irq = Irq::new(edges.try_clone().unwrap());
-        let device = device(output, input.clone(), irq);
-        Self { device, printed, typing: Some(typing), edges, input }
+        let high: Arc<AtomicBool> = Arc::default();
+        let device = device(output, input.clone(), edges.try_clone().unwrap(), high.clone());
+        Self { device, printed, typing: Some(typing), edges, high, input }
     }
 
     pub fn get(&mut self, register: u64) -> u8 {
@@ -68,6 +88,13 @@ impl<D: Device> Rig<D> {
         let mut fds = [sys::poll_entry(&self.edges, libc::POLLIN)];
         sys::poll(&mut fds, Some(Duration::from_secs(20))).unwrap();
         assert!(self.edges() > 0, "no interrupt within 20 seconds");
+    }
+
+    /// Waits until the line is high; panics when it stays low.
+    pub fn wait_for_level(&self) {
+        while !self.high.load(Ordering::Acquire) {
+            self.wait_for_edge();
+        }
     }
 
     /// Waits until the host's input has arrived, without looking as a guest.

@@ -68,8 +68,8 @@ fn echo_loses_nothing_of_a_long_input() {
     let input: Vec<u8> = (0..20_000u32).map(|i| (i * 7 % 251 + 5) as u8).collect();
     let path = folder.path().join("verdict");
     // A time-out of its own tells where it hangs, and the counts tell on which side bytes are lost.
-    let run = run_guest(&folder, "echo", |_| "--timeout 50s --verdict".into()).arg(&path);
-    let ran = run.input(&input).finish();
+    let run = run_guest(&folder, "echo", |_| "--timeout 150s --verdict".into()).arg(&path);
+    let ran = run.input(&input).patience(Duration::from_secs(180)).finish();
     let same = ran.stdout.iter().zip(&input).take_while(|(got, sent)| got == sent).count();
     assert!(
         same == input.len() && same == ran.stdout.len(),

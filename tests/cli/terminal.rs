@@ -6,12 +6,15 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use libtest_mimic::Trial;
 
 use crate::check;
 use crate::common::{cases, folder, kvm, run_guest, wait};
+
+/// Our choice: more than any step takes on an emulated host that is busy.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 pub fn trials() -> Vec<Trial> {
     cases![the_terminal_is_as_it_was, kvm;]
@@ -64,15 +67,18 @@ fn run_at_terminal(name: &str, typed: &[u8], signal: Option<i32>) -> i32 {
     unsafe { command.pre_exec(take_terminal) };
     let mut child = command.spawn().unwrap();
     let mut person = File::from(master);
-    if signal.is_some() || !typed.is_empty() {
-        std::thread::sleep(Duration::from_millis(300));
+    // What is typed before the guest reads, and the terminal is raw, is lost or means something else.
+    let late = Instant::now() + PATIENCE;
+    while (signal.is_some() || !typed.is_empty()) && settings(&slave) == before {
+        assert!(Instant::now() < late, "{name} does not read");
+        std::thread::sleep(Duration::from_millis(10));
     }
     io::Write::write_all(&mut person, typed).unwrap();
     if let Some(signal) = signal {
         // SAFETY: the child has not been waited for, so its number is its own.
         check(unsafe { libc::kill(child.id() as i32, signal) }).unwrap();
     }
-    let status = wait(&mut child, Duration::from_secs(60)).expect("it ends");
+    let status = wait(&mut child, PATIENCE).expect("it ends");
     assert!(settings(&slave) == before, "{name} left the terminal in another state");
     status
 }

@@ -16,6 +16,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::LazyLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -329,10 +330,11 @@ pub fn root() -> Option<String> {
     (user != 0).then(|| "needs root, to have mounts of its own".into())
 }
 
-/// What `bivisor check` says about `key`.
+/// What `bivisor check` says about `key`. It is asked once: each test of a program may need it.
 pub fn finding(key: &str) -> String {
-    let found: Value = serde_json::from_str(&bivisor("check --json").finish().text()).unwrap();
-    found[key].as_str().unwrap_or_default().to_owned()
+    static FOUND: LazyLock<Value> =
+        LazyLock::new(|| serde_json::from_str(&bivisor("check --json").finish().text()).unwrap());
+    FOUND[key].as_str().unwrap_or_default().to_owned()
 }
 
 /// Debug registers stop a guest where it runs.

@@ -1,6 +1,7 @@
 //! The PL011 under scripted drivers.
 
 use std::io::{Read, Write};
+use std::sync::atomic::Ordering;
 use std::thread;
 
 use super::*;
@@ -9,7 +10,7 @@ use crate::devices::rig::{Dice, Rig, long_text};
 use crate::effort;
 
 fn rig() -> Rig<Pl011> {
-    Rig::new(Pl011::new)
+    Rig::held(Pl011::new)
 }
 
 fn has_data(rig: &mut Rig<Pl011>) -> bool {
@@ -109,36 +110,45 @@ fn a_driver_that_polls_gets_all_and_one_eot() {
     }
 }
 
-#[test]
-fn a_megabyte_comes_whole_and_no_interrupt_is_lost_whatever_the_driver_does() {
-    let mut rig = rig();
-    let mut typing = rig.typing.take().unwrap();
-    let text = long_text(effort::rounds(1 << 20) as u32);
-    let typed = text.clone();
-    let typist = thread::spawn(move || {
+/// Sends `text` in pieces of odd sizes, and then no more.
+fn type_in_pieces(rig: &mut Rig<Pl011>, text: &[u8]) -> thread::JoinHandle<()> {
+    let (mut typing, text) = (rig.typing.take().unwrap(), text.to_vec());
+    thread::spawn(move || {
         let mut dice = Dice(42);
-        let mut rest = &typed[..];
+        let mut rest = &text[..];
         while !rest.is_empty() {
             let (now, later) = rest.split_at(rest.len().min(1 + dice.roll(9000) as usize));
             typing.write_all(now).unwrap();
             rest = later;
         }
-    });
+    })
+}
+
+/// Reads up to `most` bytes while there are any, as a handler does it.
+fn drain(rig: &mut Rig<Pl011>, bytes: &mut Vec<u8>, most: usize) {
+    for _ in 0..most {
+        if !has_data(rig) {
+            break;
+        }
+        bytes.push(rig.get16(DR) as u8);
+    }
+}
+
+#[test]
+fn a_megabyte_comes_whole_and_no_interrupt_is_lost_whatever_the_driver_does() {
+    let mut rig = rig();
+    let text = long_text(effort::rounds(1 << 20) as u32);
+    let typist = type_in_pieces(&mut rig, &text);
     let mut dice = Dice(7);
     let mut bytes = Vec::with_capacity(text.len() + 1);
     set_up(&mut rig, RX | RT);
     while bytes.len() <= text.len() {
-        rig.wait_for_edge();
+        rig.wait_for_level();
         let most = if dice.roll(4) == 0 { 1 } else { 1 + dice.roll(300) };
         if dice.roll(2) == 0 {
             rig.set(ICR, RX | RT);
         }
-        for _ in 0..most {
-            if !has_data(&mut rig) {
-                break;
-            }
-            bytes.push(rig.get16(DR) as u8);
-        }
+        drain(&mut rig, &mut bytes, most as usize);
         match dice.roll(8) {
             0 => {
                 rig.set(IMSC, 0u16);
@@ -157,6 +167,89 @@ fn a_megabyte_comes_whole_and_no_interrupt_is_lost_whatever_the_driver_does() {
 }
 
 #[test]
+fn a_driver_that_waits_for_the_line_to_rise_misses_nothing_if_it_reads_all() {
+    let mut rig = rig();
+    let text = long_text(effort::rounds(1 << 20) as u32);
+    let typist = type_in_pieces(&mut rig, &text);
+    let mut dice = Dice(11);
+    let mut bytes = Vec::with_capacity(text.len() + 1);
+    set_up(&mut rig, RX | RT);
+    while bytes.len() <= text.len() {
+        rig.wait_for_edge();
+        // A driver clears what it came for: first, or when all is read, and some more came.
+        let clears = dice.roll(3);
+        if clears == 0 {
+            rig.set(ICR, RX | RT);
+        }
+        drain(&mut rig, &mut bytes, usize::MAX);
+        if clears == 1 {
+            rig.set(ICR, RX | RT);
+        }
+        if dice.roll(50) == 0 {
+            set_up(&mut rig, RX | RT);
+        }
+    }
+    typist.join().unwrap();
+    assert_eq!(bytes.pop(), Some(EOT));
+    assert!(bytes == text, "{} of {} bytes", bytes.len(), text.len());
+}
+
+#[test]
+fn a_handler_that_reads_all_is_left_alone_once_in_a_while() {
+    let mut rig = rig();
+    rig.typing.as_mut().unwrap().write_all(&[b'x'; 40]).unwrap();
+    set_up(&mut rig, RX);
+    for expected in [16, 16, 8] {
+        rig.wait_for_level();
+        let mut bytes = Vec::new();
+        drain(&mut rig, &mut bytes, usize::MAX);
+        assert_eq!(bytes.len(), expected);
+    }
+    assert!(!rig.high.load(Ordering::Acquire));
+}
+
+#[test]
+fn the_line_is_high_from_the_first_byte_to_the_last() {
+    let mut rig = rig();
+    let high = |rig: &Rig<Pl011>| rig.high.load(Ordering::Acquire);
+    rig.typing.as_mut().unwrap().write_all(b"abc").unwrap();
+    set_up(&mut rig, RX);
+    rig.wait_for_level();
+    assert_eq!((rig.get16(MIS), rig.get16(RIS)), (RX, RX | RT));
+    for byte in b"abc" {
+        // A handler takes one and returns; that it clears the cause changes nothing.
+        rig.set(ICR, RX);
+        assert!(high(&rig));
+        assert_eq!(rig.get16(DR), u16::from(*byte));
+    }
+    assert!(!high(&rig));
+    rig.typing.as_mut().unwrap().write_all(b"d").unwrap();
+    rig.wait_for_level();
+    rig.set(IMSC, TX);
+    assert!(!high(&rig), "nobody waits for it");
+    rig.set(IMSC, RT);
+    assert!(high(&rig));
+}
+
+#[test]
+fn a_device_that_is_gone_holds_no_line_and_no_input() {
+    let mut rig = rig();
+    rig.typing.as_mut().unwrap().write_all(b"typed ahead").unwrap();
+    set_up(&mut rig, RX);
+    rig.wait_for_level();
+    // As the input's thread does while it tells it of a byte.
+    let port = rig.device.port.clone();
+    let Rig { device, input, high, .. } = rig;
+    drop(device);
+    assert!(!high.load(Ordering::Acquire));
+    assert_eq!(Arc::strong_count(&high), 1, "the line holds the machine");
+    port.input_arrived();
+    let mut bytes = [0; 16];
+    let taken = input.take(&mut bytes);
+    assert_eq!(&bytes[..taken], b"typed ahead");
+}
+
+#[test]
 fn a_set_up_discards_no_input() {
     let mut rig = rig();
     rig.typing.as_mut().unwrap().write_all(b"typed ahead").unwrap();
@@ -168,9 +261,7 @@ fn a_set_up_discards_no_input() {
     rig.wait_for_edge();
     assert_ne!(rig.get16(MIS) & (RX | RT), 0);
     let mut bytes = Vec::new();
-    while has_data(&mut rig) {
-        bytes.push(rig.get16(DR) as u8);
-    }
+    drain(&mut rig, &mut bytes, usize::MAX);
     assert_eq!(bytes, b"typed ahead");
     assert_eq!(rig.get16(RIS) & (RX | RT), 0);
 }

@@ -25,6 +25,9 @@ const BOOT_LIMIT: Duration = Duration::from_secs(90);
 /// Our choice: the agent beats once a second.
 const SILENCE_LIMIT: Duration = Duration::from_secs(20);
 
+/// Our choice: silence after which the emulated host is nudged, and again after as long.
+const NUDGE: Duration = Duration::from_millis(1500);
+
 /// How a path in a folder is named so that it fits a socket's address, however long the folder is.
 pub fn short_path(folder: &File, name: &str) -> String {
     format!("/proc/self/fd/{}/{name}", folder.as_raw_fd())
@@ -53,14 +56,16 @@ pub fn serve(host: &Host) -> Result<(), String> {
     let null = OpenOptions::new().write(true).open("/dev/null");
     null.and_then(|null| sys::place(&null, 1)).map_err(|e| context("detach", e))?;
 
+    let now = Instant::now();
     let mut server = Server {
         clients: HashMap::new(),
         last_session: HOST,
         port: Wire::new(ours),
         ready: false,
-        heard: Instant::now(),
-        used: Instant::now(),
-        started: Instant::now(),
+        heard: now,
+        nudged: now,
+        used: now,
+        started: now,
         qemu,
     };
     let why = server.run(&listener, host);
@@ -164,6 +169,8 @@ struct Server {
     ready: bool,
     /// When the agent was last heard.
     heard: Instant,
+    /// When it was last nudged.
+    nudged: Instant,
     /// When there was last a client.
     used: Instant,
     started: Instant,
@@ -184,6 +191,7 @@ impl Server {
                 let what = if self.ready { "was silent" } else { "did not come up" };
                 return Some(format!("it {what} for {} s", limit.as_secs()));
             }
+            self.nudge();
 
             let room = self.ready && self.port.queued() < 4 * WINDOW;
             let mut waits = vec![
@@ -225,6 +233,20 @@ impl Server {
         }
     }
 
+    /// Sends a frame that means nothing to an agent that should have been heard by now.
+    ///
+    /// QEMU's SVM (7.2 and 10.0 at least) loses an interrupt now and then: its `do_vmexit` changes
+    /// bits of `interrupt_request` without the lock under which other threads set theirs. The local
+    /// APIC then holds a timer interrupt that the CPU was never told of, the timer is not armed
+    /// again, and a host with one CPU stops dead. Any other interrupt has the APIC deliver both, and
+    /// the frame is one.
+    fn nudge(&mut self) {
+        if self.ready && self.heard.elapsed() > NUDGE && self.nudged.elapsed() > NUDGE {
+            self.port.send(HOST, Kind::Beat, &[]);
+            self.nudged = Instant::now();
+        }
+    }
+
     /// Ends QEMU. Tells its status where it had ended by itself.
     fn end_qemu(&mut self) -> Option<ExitStatus> {
         // Its port is closed a moment before it is gone.
@@ -259,6 +281,10 @@ impl Server {
         let wrong = |e: io::Error| format!("its port: {e}");
         if !self.port.fill().map_err(wrong)? {
             return Err("its port was closed".into());
+        }
+        if self.nudged > self.heard {
+            let silence = self.heard.elapsed().as_secs_f64();
+            log(host, &format!("silent for {silence:.1} s, until it was nudged"));
         }
         while let Some(frame) = self.port.take_frame().map_err(wrong)? {
             if frame.kind == Kind::Ready && !self.ready {
