@@ -16,6 +16,8 @@ pub mod chain;
 pub(crate) mod driver;
 pub mod mmio;
 pub mod queue;
+#[cfg(test)]
+mod tests;
 pub mod transport;
 pub mod worker;
 
