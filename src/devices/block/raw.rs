@@ -5,7 +5,7 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -28,7 +28,7 @@ pub struct Access {
 pub struct Raw {
     file: File,
     len: u64,
-    read_only: bool,
+    access: Access,
 }
 
 /// Opens the file of a disk, of whatever format, and locks it: alone, or with other readers.
@@ -64,7 +64,13 @@ pub fn open(path: &Path, access: Access) -> Result<File> {
 impl Raw {
     /// The disk in the file at `path`.
     pub fn open(path: &Path, access: Access) -> Result<Self> {
-        Self::new(open(path, access)?, access.read_only)
+        let raw = Self::new(open(path, access)?, access)?;
+        if access.direct {
+            raw.try_a_sector().context(
+                "read a sector past the cache: its disk wants larger ones (leave ,direct out)",
+            )?;
+        }
+        Ok(raw)
     }
 
     /// An empty disk of `len` bytes that is gone with the process.
@@ -78,10 +84,10 @@ impl Raw {
             Ok(file)
         };
         let what = || format!("make a file of {len} bytes without a name in {}", folder.display());
-        Self::new(make().with_context(what)?, false)
+        Self::new(make().with_context(what)?, Access::default())
     }
 
-    fn new(mut file: File, read_only: bool) -> Result<Self> {
+    fn new(mut file: File, access: Access) -> Result<Self> {
         // A block device has no length but its end.
         let len = file.seek(SeekFrom::End(0)).context("find its end")?;
         ensure!(len > 0, "it is empty: give it a size (truncate -s 1G FILE)");
@@ -90,12 +96,7 @@ impl Raw {
             "its {len} bytes are not a multiple of {SECTOR}, a sector: \
              fill the last one (truncate -s %{SECTOR} FILE)"
         );
-        Ok(Self { file, len, read_only })
-    }
-
-    /// The file, for what does its input and output in another way.
-    pub fn file(&self) -> &File {
-        &self.file
+        Ok(Self { file, len, access })
     }
 
     /// Frees the room of a range, which reads as zeros then. `false`: this file can't.
@@ -134,20 +135,58 @@ fn wholly(
     Ok(())
 }
 
+/// Past the cache, memory has to be aligned like sectors (open(2), O_DIRECT).
+fn is_aligned(pieces: &Pieces) -> bool {
+    let whole = |bytes: usize| bytes.is_multiple_of(SECTOR as usize);
+    pieces.as_iovecs().iter().all(|piece| whole(piece.iov_base.addr()) && whole(piece.iov_len))
+}
+
+/// Calls `each` with parts of an aligned buffer, how far they are, and the pieces that they are for.
+fn aligned(
+    pieces: &mut Pieces,
+    mut each: impl FnMut(&mut [u8], u64, &mut Pieces) -> io::Result<()>,
+) -> io::Result<()> {
+    /// Our choice: what a driver does not align is small.
+    const LEN: usize = 1 << 16;
+    let mut memory = vec![0u8; LEN + SECTOR as usize];
+    let start = memory.as_ptr().align_offset(SECTOR as usize);
+    let buffer = &mut memory[start..start + LEN];
+    let mut done = 0;
+    while !pieces.is_empty() {
+        let len = pieces.len().min(LEN);
+        each(&mut buffer[..len], done, pieces)?;
+        done += len as u64;
+    }
+    Ok(())
+}
+
 impl Disk for Raw {
     fn size(&self) -> u64 {
         self.len
     }
 
     fn is_read_only(&self) -> bool {
-        self.read_only
+        self.access.read_only
     }
 
     fn read(&self, to: &mut Pieces, offset: u64) -> io::Result<()> {
+        if self.access.direct && !is_aligned(to) {
+            return aligned(to, |buffer, done, to| {
+                self.file.read_exact_at(buffer, offset + done)?;
+                to.write(buffer);
+                Ok(())
+            });
+        }
         wholly(to, offset, |pieces, offset| pieces.read_at(&self.file, offset))
     }
 
     fn write(&self, from: &mut Pieces, offset: u64) -> io::Result<()> {
+        if self.access.direct && !is_aligned(from) {
+            return aligned(from, |buffer, done, from| {
+                from.read(buffer);
+                self.file.write_all_at(buffer, offset + done)
+            });
+        }
         wholly(from, offset, |pieces, offset| pieces.write_at(&self.file, offset))
     }
 
@@ -173,14 +212,24 @@ impl Disk for Raw {
 }
 
 impl Raw {
+    /// One sector, not at the beginning, as any guest may read it.
+    fn try_a_sector(&self) -> io::Result<()> {
+        let mut memory = [0u8; 2 * SECTOR as usize];
+        let start = memory.as_ptr().align_offset(SECTOR as usize);
+        let sector = &mut memory[start..start + SECTOR as usize];
+        self.file.read_exact_at(sector, (self.len - SECTOR).min(SECTOR))
+    }
+
     /// The long way, where the file system knows no other.
     fn write_zero_bytes(&self, offset: u64, len: u64) -> io::Result<()> {
-        use std::os::unix::fs::FileExt;
-        const ZEROS: &[u8] = &[0; 1 << 16];
+        #[repr(align(4096))]
+        struct Aligned([u8; 1 << 16]);
+        static ALIGNED: Aligned = Aligned([0; 1 << 16]);
+        let zeros = &ALIGNED.0;
         let mut done = 0;
         while done < len {
-            let count = (len - done).min(ZEROS.len() as u64);
-            self.file.write_all_at(&ZEROS[..count as usize], offset + done)?;
+            let count = (len - done).min(zeros.len() as u64);
+            self.file.write_all_at(&zeros[..count as usize], offset + done)?;
             done += count;
         }
         Ok(())

@@ -239,6 +239,34 @@ fn hostile_30_a_file_that_shrinks_fails_what_is_gone() {
     assert_eq!(ask(&mut driver, VIRTIO_BLK_T_IN, 1, &data).0, OK);
 }
 
+/// A file system that does without its cache, if the tests run on one.
+#[test]
+fn past_the_cache_whatever_the_alignment_of_the_buffers() {
+    // What cargo builds lies on a disk; temporary files may not.
+    let folder = std::env::current_exe().unwrap().parent().unwrap().to_owned();
+    let mut file = tempfile::NamedTempFile::new_in(folder).unwrap();
+    file.write_all(&(0..LEN).map(|at| (at / SECTOR + 1) as u8).collect::<Vec<_>>()).unwrap();
+    let access = Access { direct: true, ..Access::default() };
+    if let Err(error) = Raw::open(file.path(), access) {
+        assert!(format!("{error:#}").contains("leave ,direct out"), "{error:#}");
+        return;
+    }
+    let mut driver = driver(&file, access);
+    for shift in [0, 1, 512, 700] {
+        let at = DATA + shift;
+        let two = [Buffer::Writable(at, 512), Buffer::Writable(at + 0x1000, 512)];
+        assert_eq!(ask(&mut driver, VIRTIO_BLK_T_IN, 5, &two), (OK, 1025), "{shift}");
+        assert_eq!(driver.ram.peek(at, 512), [6; 512]);
+        assert_eq!(driver.ram.peek(at + 0x1000, 512), [7; 512]);
+        driver.ram.write(&[shift as u8; 1024], at).unwrap();
+        let data = [Buffer::Readable(at, 100), Buffer::Readable(at + 100, 924)];
+        assert_eq!(ask(&mut driver, VIRTIO_BLK_T_OUT, 9, &data), (OK, 1), "{shift}");
+        let mut bytes = [0xff; 1024];
+        file.as_file().read_exact_at(&mut bytes, 9 * 512).unwrap();
+        assert_eq!(bytes, [shift as u8; 1024]);
+    }
+}
+
 // HOSTILE 27: what can't be a disk is refused with its reason.
 #[test]
 fn hostile_27_files_that_are_no_disks_are_refused() {
