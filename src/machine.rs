@@ -162,7 +162,7 @@ impl Machine {
                     .with_context(|| format!("create vCPU {index}"))
             })
             .collect::<Result<_>>()?;
-        arch::after_vcpus(&chips)?;
+        arch::after_vcpus(&chips, &vcpus)?;
         if let Some(line) = &line {
             arch::wire_console(&vm, line)?;
         }

@@ -17,7 +17,7 @@ use super::kvm::Vcpu;
 use super::paging::Paging;
 use super::registers::{
     ELR_EL1, ESR_EL1, FPCR, FPSR, PC, PSTATE, SCTLR_EL1, SP_EL0, SP_EL1, SPSR_EL1, TCR_EL1,
-    TTBR0_EL1, TTBR1_EL1, VBAR_EL1, v, x,
+    TTBR0_EL1, TTBR1_EL1, VBAR_EL1, Z_LEN, v, x, z,
 };
 use crate::debug::{Slots, Trap};
 use crate::memory::GuestRam;
@@ -93,9 +93,28 @@ impl Vcpu {
             *register = self.register(x(n as u64))?;
         }
         for (n, register) in registers.v.iter_mut().enumerate() {
-            *register = u128::from_le_bytes(self.read_register(v(n as u64))?);
+            *register = self.vector(n as u64)?;
         }
         Ok(registers)
+    }
+
+    /// Floating-point register v`n`: of a vCPU with SVE, the beginning of z`n`.
+    fn vector(&self, n: u64) -> Result<u128> {
+        if self.sve {
+            let whole: [u8; Z_LEN] = self.read_register(z(n))?;
+            return Ok(u128::from_le_bytes(*whole.first_chunk().expect("it is longer")));
+        }
+        self.read_register(v(n)).map(u128::from_le_bytes)
+    }
+
+    /// Sets floating-point register v`n`. What follows it in z`n` stays as it is.
+    fn set_vector(&self, n: u64, value: u128) -> Result<()> {
+        if self.sve {
+            let mut whole: [u8; Z_LEN] = self.read_register(z(n))?;
+            whole[..16].copy_from_slice(&value.to_le_bytes());
+            return self.write_register(z(n), &whole);
+        }
+        self.write_register(v(n), &value.to_le_bytes())
     }
 
     /// Sets what differs in `wanted`.
@@ -110,7 +129,9 @@ impl Vcpu {
             set(x(n as u64), &old.to_le_bytes(), &new.to_le_bytes())?;
         }
         for (n, (old, new)) in old.v.iter().zip(&wanted.v).enumerate() {
-            set(v(n as u64), &old.to_le_bytes(), &new.to_le_bytes())?;
+            if old != new {
+                self.set_vector(n as u64, *new)?;
+            }
         }
         let new_pstate = pstate & !0xffff_ffff | u64::from(wanted.cpsr);
         set(stack_pointer(pstate), &old.sp.to_le_bytes(), &wanted.sp.to_le_bytes())?;
