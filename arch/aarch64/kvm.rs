@@ -205,8 +205,7 @@ fn write_fdt(ram: &GuestRam, blob: &[u8], guest_addr: u64) -> Result<()> {
 pub struct Vcpu {
     pub(super) fd: VcpuFd,
     page: RunPage,
-    /// It has SVE registers, which contain those of floating point.
-    pub(super) sve: bool,
+    pub(super) features: Features,
     /// The syndrome of the last debug exception.
     pub(super) syndrome: u32,
 }
@@ -218,7 +217,7 @@ impl Vcpu {
         let mut fd = vm.create_vcpu(index as u64)?;
         let page = RunPage::new(&mut fd);
         let features = chips.features;
-        let vcpu = Self { fd, page, sve: features.sve, syndrome: 0 };
+        let vcpu = Self { fd, page, features, syndrome: 0 };
         let mut init = chips.target;
         if index > 0 {
             init.features[0] |= 1 << KVM_ARM_VCPU_POWER_OFF;
