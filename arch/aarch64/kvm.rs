@@ -3,7 +3,7 @@
 //! vCPUs are created powered off but for the first (KVM_ARM_VCPU_POWER_OFF); PSCI's CPU_ON, which
 //! KVM answers itself, starts them. Everything a guest does to a device is MMIO.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use kvm_bindings::{
     KVM_ARM_VCPU_PMU_V3_CTRL, KVM_ARM_VCPU_PMU_V3_INIT, KVM_ARM_VCPU_PMU_V3_IRQ,
     KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_ARM_VCPU_SVE, KVM_CAP_ARM_NISV_TO_USER,
@@ -34,9 +34,9 @@ use crate::run::Run;
 /// Address bits of a guest where KVM does not let us choose (KVM API, KVM_CREATE_VM).
 const DEFAULT_IPA_BITS: u32 = 40;
 
-/// Bits of guest-physical addresses that this host can give.
-fn ipa_bits(kvm: &Kvm) -> u32 {
-    match kvm.get_host_ipa_limit() {
+/// Bits of guest-physical addresses that a host with this limit (0: it tells none) can give.
+fn ipa_bits(limit: i32) -> u32 {
+    match limit {
         bits @ 32..=52 => bits as u32,
         _ => DEFAULT_IPA_BITS,
     }
@@ -44,18 +44,16 @@ fn ipa_bits(kvm: &Kvm) -> u32 {
 
 /// Past the highest guest-physical address.
 pub fn address_limit(kvm: &Kvm) -> u64 {
-    1 << ipa_bits(kvm)
+    1 << ipa_bits(kvm.get_host_ipa_limit())
 }
 
 /// Creates the VM, with just enough address bits for `end`: fewer levels of stage-2 tables.
 pub fn create_vm(kvm: &Kvm, end: u64) -> Result<VmFd> {
     let needed = u64::BITS - end.max(1 << 32).leading_zeros();
-    let bits = needed.min(ipa_bits(kvm));
-    let vm = match kvm.get_host_ipa_limit() {
-        0 => kvm.create_vm_with_type(0),
-        _ => kvm.create_vm_with_type((bits & KVM_VM_TYPE_ARM_IPA_SIZE_MASK).into()),
-    }
-    .context("create a VM")?;
+    let limit = kvm.get_host_ipa_limit();
+    let bits = needed.min(ipa_bits(limit));
+    let kind = if limit == 0 { 0 } else { bits & KVM_VM_TYPE_ARM_IPA_SIZE_MASK };
+    let vm = kvm.create_vm_with_type(kind.into()).context("create a VM")?;
     // An access that KVM can't decode for us comes as an exit and not as an error of KVM_RUN.
     // Without the capability (Linux before 5.5) it still ends the guest.
     let _ = vm.enable_cap(&kvm_enable_cap { cap: KVM_CAP_ARM_NISV_TO_USER, ..Default::default() });
@@ -105,10 +103,6 @@ fn features(vm: &VmFd) -> Features {
 /// Creates the interrupt controller and asks for the CPU model that the host prefers, with all
 /// that it has.
 pub fn before_vcpus(_: &Kvm, vm: &VmFd, cpus: usize, _: Machine) -> Result<Chips> {
-    ensure!(
-        vm.check_extension(Cap::ArmPsci02),
-        "this host's KVM lacks PSCI 0.2: update the kernel"
-    );
     let vectors = add_vectors(vm).context("place the exception vectors")?;
     let gic = Chip::new(vm, cpus)?;
     let mut target = kvm_vcpu_init::default();

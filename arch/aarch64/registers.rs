@@ -50,7 +50,7 @@ pub const fn v(n: u64) -> u64 {
 
 /// `KVM_REG_ARM64_SVE` with the size `KVM_REG_SIZE_U2048`, instead of a core register of 64 bits.
 const SVE: u64 = 0x6080_0000_0015_0000;
-/// Bytes of a vector register as KVM hands it over: more than any CPU has so far.
+/// Bytes of a vector register as KVM hands it over: the most that the architecture allows.
 pub const Z_LEN: usize = 256;
 
 /// Vector register z`n` of a vCPU with SVE (`KVM_REG_ARM64_SVE_ZREG`, slice 0). Its first 16 bytes
