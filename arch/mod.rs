@@ -34,7 +34,7 @@ cfg_if::cfg_if! {
 /// What fuzz targets (`fuzz/`) call beside the library's own names, of both architectures.
 #[cfg(fuzzing)]
 pub mod fuzzing {
-    pub use super::aarch64::{RULES as AARCH64, fdt};
+    pub use super::aarch64::{RULES as AARCH64, fdt, features};
     pub use super::x86_64::{Machine, Mode, RULES as X86_64, boot::first_state};
 }
 
@@ -109,7 +109,7 @@ mod contract {
     /// Creates one vCPU; number 0 starts at the entry, the others wait for it.
     const _: fn(&VmFd, &Chips, usize, &Entry) -> Result<Vcpu> = Vcpu::new;
     /// What must wait until every vCPU exists.
-    const _: fn(&Chips) -> Result<()> = after_vcpus;
+    const _: fn(&Chips, &[Vcpu]) -> Result<()> = after_vcpus;
     /// The console's interrupt line.
     const _: u32 = layout::CONSOLE_LINE;
     /// Makes a write to the event an edge on an interrupt line; called last, and only where

@@ -4,6 +4,8 @@
 
 # guests ARCH: sets $guests to the folder.
 guests() {
+  # What is fetched does not depend on the CPU; the kernel that is asked for its symbols runs anywhere.
+  local -x BIVISOR_CPU=default
   guests=$cache/guests-$1
   nested "$1"
   stock_guests "$1"
@@ -73,7 +75,11 @@ stock_guests() {
       mv "$new/boot/xen-4.17-amd64.gz" "$new/guests/xen.gz"
       ;;
     aarch64)
-      stock_kernel "$new" linux-image-6.12-cloud-arm64 "$deb" cloud-6.12
+      # It is the kernel of the other emulated host, too.
+      take_turn
+      kernel aarch64-max
+      end_turn
+      ln "$cache/kernel-aarch64-max/vmlinuz" "$new/guests/cloud-6.12"
       fetch "$new" u-boot-qemu
       mv "$new/usr/lib/u-boot/qemu_arm64/u-boot.bin" "$new/guests"
       ;;

@@ -82,22 +82,24 @@ update_lists() {
 # dependencies PACKAGE: the names of the packages that it depends on.
 dependencies() { private_apt apt-cache depends "$1" | sed -n 's/^ *Depends: \([^:<]*\).*/\1/p'; }
 
-# kernel ARCH: the kernel of the emulated host, in $cache/kernel-ARCH as vmlinuz and modules.
+# kernel HOST: the kernel of the emulated host, in $cache/kernel-HOST as vmlinuz and modules.
 kernel() {
-  local arch=$1 deb package new
-  [ -d "$cache/kernel-$arch" ] && return
+  local host=$1 deb meta package new
+  [ -d "$cache/kernel-$host" ] && return
   update_lists
-  deb=$(debian_arch "$arch")
-  # The name of the real package has a number that changes: the meta-package knows it.
-  package=$(dependencies "linux-image-cloud-$deb:$deb" | grep '^linux-image' || true)
-  [ -n "$package" ] || die "apt knows no linux-image-cloud-$deb (Debian 12 has it)"
+  deb=$(debian_arch "${host%-max}")
+  # The name of the real package has a number that changes: the meta-package knows it. What the
+  # largest CPU has, only a younger kernel gives guests.
+  case $host in *-max) meta=linux-image-6.12-cloud-$deb ;; *) meta=linux-image-cloud-$deb ;; esac
+  package=$(dependencies "$meta:$deb" | grep '^linux-image' || true)
+  [ -n "$package" ] || die "apt knows no $meta (Debian 12 has it)"
   say "downloading $package"
   new=$(mktemp -d "$cache/new.XXXXXX")
   fetch "$new" "$package:$deb"
   mkdir "$new/kernel"
   mv "$new"/boot/vmlinuz-* "$new/kernel/vmlinuz"
   mv "$new"/lib/modules/* "$new/kernel/modules"
-  mv -T "$new/kernel" "$cache/kernel-$arch"
+  mv -T "$new/kernel" "$cache/kernel-$host"
   rm -rf "$new"
 }
 
@@ -198,25 +200,32 @@ wanted_modules() {
   esac
 }
 
-# nested ARCH: makes the program `nested`, and the first file system of the emulated host.
-# Sets $nested to the program and $initrd to the file system.
+# nested ARCH: makes the program `nested`, and the kernel and the first file system of the emulated
+# host with the CPU $BIVISOR_CPU. Sets $nested to the program with the options that name all that.
 nested() {
-  local arch=$1 digest
+  local arch=$1 cpu=${BIVISOR_CPU:-default} host=$1 digest program initrd
+  case $arch-$cpu in
+  *-default) ;;
+  aarch64-max) host=$arch-max ;;
+  *) die "no emulated $arch host has the CPU $cpu: default, or on aarch64 max" ;;
+  esac
   digest=$(cd "$root/cross" && cat lib.sh nested/Cargo.* $(find nested/src -name '*.rs' | sort) | sha256sum)
   digest=${digest:0:12}
-  nested=$cache/nested-$digest/nested
-  initrd=$cache/nested-$digest/$arch-$digest.cpio
-  [ -x "$nested" ] && [ -f "$initrd" ] && [ -d "$cache/kernel-$arch" ] && return
+  program=$cache/nested-$digest/nested
+  initrd=$cache/nested-$digest/$host-$digest.cpio
+  nested=("$program" --arch "$arch" --cpu "$cpu" --kernel "$cache/kernel-$host/vmlinuz" --initrd "$initrd"
+    --dir "$cache/run")
+  [ -x "$program" ] && [ -f "$initrd" ] && [ -d "$cache/kernel-$host" ] && return
   take_turn
-  kernel "$arch"
+  kernel "$host"
   mkdir -p "$cache/nested-$digest"
-  [ -x "$nested" ] || {
+  [ -x "$program" ] || {
     # Hosts of an earlier version end by themselves; what they wrote is of no use any more.
     find "$cache" -maxdepth 1 -name 'nested-*' ! -name "nested-$digest" -exec rm -rf {} +
     find "$cache/run" -type f ! -name "*-$digest-*" -delete 2>/dev/null || true
-    build_nested nested "$(host_arch)" "$nested"
+    build_nested nested "$(host_arch)" "$program"
   }
-  [ -f "$initrd" ] || pack_initrd "$arch" "$initrd"
+  [ -f "$initrd" ] || pack_initrd "$arch" "$cache/kernel-$host/modules" "$initrd"
   end_turn
 }
 
@@ -231,13 +240,14 @@ build_nested() (
   mv "$3.new" "$3"
 )
 
+# pack_initrd ARCH MODULES FILE
 pack_initrd() {
-  local arch=$1 initrd=$2 new
+  local arch=$1 modules=$2 initrd=$3 new
   command -v cpio >/dev/null || die "cpio is missing (cross/setup installs it)"
   new=$(mktemp -d "$cache/new.XXXXXX")
   mkdir -p "$new/root/modules"
   build_nested agent "$arch" "$new/root/init"
-  copy_modules "$cache/kernel-$arch/modules" "$new/root/modules" $(wanted_modules "$arch")
+  copy_modules "$modules" "$new/root/modules" $(wanted_modules "$arch")
   (cd "$new/root" && find . | sort | cpio -o -H newc --quiet -R 0:0) >"$new/initrd"
   mv "$new/initrd" "$initrd"
   rm -rf "$new"
@@ -248,11 +258,15 @@ copy_modules() {
   local from=$1 to=$2 name file on
   shift 2
   for name; do
-    file=$(find "$from" -name "${name//[-_]/[-_]}.ko" | head -n 1)
+    file=$(find "$from" -name "${name//[-_]/[-_]}.ko" -o -name "${name//[-_]/[-_]}.ko.xz" | head -n 1)
     [ -n "$file" ] || continue # built into the kernel
-    [ -z "$(find "$to" -name "*-${file##*/}")" ] || continue
-    on=$(tr '\0' '\n' <"$file" | sed -n 's/^depends=//p' | tr ',' ' ')
+    name=${file##*/}
+    name=${name%.xz}
+    [ -z "$(find "$to" -name "*-$name")" ] || continue
+    on=$(unpacked "$file" | tr '\0' '\n' | sed -n 's/^depends=//p' | tr ',' ' ')
     copy_modules "$from" "$to" $on
-    cp "$file" "$to/$(printf %02d "$(find "$to" -name '*.ko' | wc -l)")-${file##*/}"
+    unpacked "$file" >"$to/$(printf %02d "$(find "$to" -name '*.ko' | wc -l)")-$name"
   done
 }
+
+unpacked() { case $1 in *.xz) xz -dc "$1" ;; *) cat "$1" ;; esac; }

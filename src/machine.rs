@@ -160,7 +160,7 @@ impl Machine {
                     .with_context(|| format!("create vCPU {index}"))
             })
             .collect::<Result<_>>()?;
-        arch::after_vcpus(&chips)?;
+        arch::after_vcpus(&chips, &vcpus)?;
         for (event, line) in wires.iter().flatten() {
             arch::wire(&vm, event, *line)?;
         }

@@ -24,7 +24,7 @@ mod streams;
 use std::collections::HashSet;
 
 use bivisor::guests;
-use common::{a_dozen_cpus, cases, folder, kvm, read_verdict, run_guest, trial};
+use common::{Need, a_dozen_cpus, cases, finding, folder, kvm, read_verdict, run_guest, trial};
 use libtest_mimic::Trial;
 
 /// One guest, and what it must do.
@@ -40,6 +40,7 @@ struct Row {
     /// What the verdict calls the end, and the full value that was written to the exit register.
     cause: &'static str,
     code: Option<u64>,
+    needs: &'static [Need],
 }
 
 /// What most rows have: no input, and an end by the guest's writing 0 to the exit register.
@@ -52,6 +53,7 @@ const ROW: Row = Row {
     status: 0,
     cause: "exit",
     code: Some(0),
+    needs: &[kvm],
 };
 
 /// A row whose end is not by the exit register.
@@ -227,6 +229,13 @@ const ROWS: &[Row] = &[
         ..ROW
     },
     Row { name: "a_uart_without_input_interrupts_once", guest: "uart", ..ROW },
+    Row { name: "the_feature_sve_works", guest: "sve", needs: &[kvm, sve], ..ROW },
+    Row {
+        name: "the_feature_pointer_authentication_works",
+        guest: "pauth",
+        needs: &[kvm, pointer_authentication],
+        ..ROW
+    },
     // The reference guests.
     Row {
         name: "tiny_kernel_greets",
@@ -269,6 +278,18 @@ const ROWS: &[Row] = &[
 
 const MEMORY_IS_WELL: &str =
     "first byte: ok\nlast byte: ok\nread from nothing: ok\nwrite to nothing: ok\n";
+
+fn lacks(feature: &str) -> Option<String> {
+    (finding(feature) != "yes").then(|| format!("this host's KVM gives guests no {feature}"))
+}
+
+fn sve() -> Option<String> {
+    lacks("sve")
+}
+
+fn pointer_authentication() -> Option<String> {
+    lacks("pointer-authentication")
+}
 
 impl Row {
     fn test(&self) {
@@ -313,7 +334,7 @@ fn smp_starts_a_dozen_cpus() {
 fn main() {
     let rows = ROWS.iter().filter(|row| guests::find(row.guest).is_some());
     let mut trials: Vec<Trial> =
-        rows.map(|row| trial(row.name, &[kvm], move || row.test())).collect();
+        rows.map(|row| trial(row.name, row.needs, move || row.test())).collect();
     trials.extend(cases![
         every_guest_has_a_row;
         smp_starts_a_dozen_cpus, kvm, a_dozen_cpus;

@@ -2,6 +2,9 @@
 
 mod common;
 
+#[path = "gdb/registers.rs"]
+mod registers;
+
 use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -15,6 +18,7 @@ use common::{
     MACHINE, Ran, bivisor, cases, finding, folder, guest, guest_file, hardware_breakpoints, kvm,
     wait,
 };
+use registers::vector_registers_are_read_and_written_whatever_features_there_are;
 use tempfile::TempDir;
 
 /// Our choice: more than any step takes on an emulated host that is busy.
@@ -435,5 +439,6 @@ fn main() {
         no_progress_counts_only_while_it_runs, kvm;
         a_port_will_do, kvm;
         what_is_wrong_with_the_address_is_named, kvm;
+        vector_registers_are_read_and_written_whatever_features_there_are, kvm;
     ]);
 }

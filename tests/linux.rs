@@ -6,6 +6,9 @@
 
 mod common;
 
+#[path = "linux/features.rs"]
+mod features;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -14,6 +17,7 @@ use std::time::Duration;
 
 use common::stock::{CLOUD, PATIENCE, boot, fetched, guests, root, whole_kernels};
 use common::{Ran, bivisor, folder, hardware_breakpoints, kvm, trial, wait};
+use features::a_kernel_finds_the_features_that_the_host_has;
 use libtest_mimic::Trial;
 
 const MIB: u64 = 1 << 20;
@@ -295,6 +299,7 @@ fn main() {
     };
     let own = match cfg!(target_arch = "aarch64") {
         true => common::cases! {
+            a_kernel_finds_the_features_that_the_host_has, kvm, fetched, whole_kernels;
             the_pl011_is_a_whole_console, kvm, fetched, whole_kernels;
             u_boot_does_what_is_typed, kvm, fetched;
         },

@@ -107,35 +107,6 @@ pub fn exception_entry(pstate: u64, vbar: u64, sctlr: u64) -> (u64, u64) {
     (vbar.wrapping_add(offset), new)
 }
 
-/// What gdb is told about the registers, in the order in which they are sent.
-pub fn description() -> String {
-    use std::fmt::Write;
-
-    let mut xml = String::from(
-        "<?xml version=\"1.0\"?><!DOCTYPE target SYSTEM \"gdb-target.dtd\">\
-         <target version=\"1.0\"><architecture>aarch64</architecture>\
-         <feature name=\"org.gnu.gdb.aarch64.core\">",
-    );
-    // Writing to a string can't fail.
-    let register = |text: &mut String, name: &str, bits: u32, kind: &str| {
-        let _ = write!(text, "<reg name=\"{name}\" bitsize=\"{bits}\" type=\"{kind}\"/>");
-    };
-    for n in 0..31 {
-        register(&mut xml, &format!("x{n}"), 64, "int");
-    }
-    register(&mut xml, "sp", 64, "data_ptr");
-    register(&mut xml, "pc", 64, "code_ptr");
-    register(&mut xml, "cpsr", 32, "int");
-    xml.push_str("</feature><feature name=\"org.gnu.gdb.aarch64.fpu\">");
-    for n in 0..32 {
-        register(&mut xml, &format!("v{n}"), 128, "uint128");
-    }
-    register(&mut xml, "fpcr", 32, "int");
-    register(&mut xml, "fpsr", 32, "int");
-    xml.push_str("</feature></target>");
-    xml
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -195,12 +166,5 @@ mod tests {
         ] {
             assert_eq!(exception_entry(pstate, 0x1000, sctlr), expected, "{pstate:#x}");
         }
-    }
-
-    #[test]
-    fn the_description_has_every_register_once() {
-        let xml = description();
-        assert_eq!(xml.matches("<reg ").count(), 31 + 3 + 32 + 2);
-        assert!(xml.ends_with("</target>"));
     }
 }

@@ -2,11 +2,13 @@
 //!
 //! Source: Devicetree Specification v0.4; the bindings under Linux v6.12
 //! Documentation/devicetree/bindings (arm/psci.yaml, arm/cpus.yaml, timer/arm,arch_timer.yaml,
-//! interrupt-controller/arm,gic{,-v3}.yaml, serial/{8250,pl011}.yaml, misc/pvpanic-mmio.txt).
+//! interrupt-controller/arm,gic{,-v3}.yaml, arm/pmu.yaml, serial/{8250,pl011}.yaml,
+//! misc/pvpanic-mmio.txt).
 
 use anyhow::{Context, Result};
 use vm_fdt::{Error, FdtWriter};
 
+use super::features::Features;
 use super::{layout, mode};
 use crate::board::{Board, Kernel};
 use crate::exit::{BusAddr, Space};
@@ -48,11 +50,16 @@ const EDGE_RISING: u32 = 1;
 const LEVEL_HIGH: u32 = 4;
 
 /// The device tree for `board` and `kernel`, as a blob.
-pub fn device_tree(board: &Board, kernel: &Kernel, gic: Gic) -> Result<Vec<u8>> {
-    write(board, kernel, gic).context("write the device tree")
+pub fn device_tree(
+    board: &Board,
+    kernel: &Kernel,
+    gic: Gic,
+    features: Features,
+) -> Result<Vec<u8>> {
+    write(board, kernel, gic, features).context("write the device tree")
 }
 
-fn write(board: &Board, kernel: &Kernel, gic: Gic) -> Result<Vec<u8>, Error> {
+fn write(board: &Board, kernel: &Kernel, gic: Gic, features: Features) -> Result<Vec<u8>, Error> {
     let mut fdt = FdtWriter::new()?;
     let root = fdt.begin_node("")?;
     fdt.property_string("compatible", "linux,dummy-virt")?;
@@ -114,6 +121,13 @@ fn write(board: &Board, kernel: &Kernel, gic: Gic) -> Result<Vec<u8>, Error> {
     fdt.property_array_u32("interrupts", &cells)?;
     fdt.property_null("always-on")?;
     fdt.end_node(timer)?;
+
+    if features.pmu {
+        let pmu = fdt.begin_node("pmu")?;
+        fdt.property_string("compatible", "arm,armv8-pmuv3")?;
+        fdt.property_array_u32("interrupts", &[PPI, layout::PMU_PPI, LEVEL_HIGH])?;
+        fdt.end_node(pmu)?;
+    }
 
     write_gic(&mut fdt, board, gic)?;
 
@@ -266,7 +280,8 @@ mod tests {
             (Gic::V2, "arm,cortex-a15-gic\0", [0x0801_0000, 0x1_0000]),
             (Gic::V3, "arm,gic-v3\0", [0x080a_0000, 17 * 0x2_0000]),
         ] {
-            let found = properties(&device_tree(&board, &kernel, gic).unwrap());
+            let features = Features { pmu: gic == Gic::V3, ..Features::default() };
+            let found = properties(&device_tree(&board, &kernel, gic, features).unwrap());
             let expect = |path: &str, value: Vec<u8>| assert_eq!(found[path], value, "{path}");
             expect("/memory@40000000/reg", cells(&[0, 0x4000_0000, 0, 0x1000_0000]));
             expect("/memory@100000000/reg", cells(&[1, 0, 0, 0x2000]));
@@ -274,6 +289,8 @@ mod tests {
             expect("/cpus/cpu@100/reg", cells(&[0, 0x100]));
             expect("/cpus/cpu@f/enable-method", b"psci\0".to_vec());
             expect("/psci/method", b"hvc\0".to_vec());
+            let pmu = found.get("/pmu/interrupts").cloned();
+            assert_eq!(pmu, features.pmu.then(|| cells(&[1, 7, 4])));
             expect("/serial@9100000/reg", cells(&[0, 0x0910_0000, 0, 8]));
             expect("/chosen/stdout-path", b"/serial@9000000\0".to_vec());
             expect("/aliases/serial0", b"/serial@9100000\0".to_vec());
@@ -300,7 +317,7 @@ mod tests {
         let starts = [0, 0x400_0000, layout::RAM_START, 0x1_0000_0000];
         let ram = starts.map(|start| RamRange { start, len: 0x20_0000 }).to_vec();
         let board = Board { cpus: 1, ram, exit_register: layout::EXIT_REGISTER, virtio: vec![] };
-        let blob = device_tree(&board, &Kernel::default(), Gic::V3).unwrap();
+        let blob = device_tree(&board, &Kernel::default(), Gic::V3, Features::default()).unwrap();
         let at = |start| {
             let name = format!("memory@{start:x}\0");
             blob.windows(name.len()).position(|part| part == name.as_bytes()).unwrap()

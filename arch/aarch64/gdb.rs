@@ -12,12 +12,13 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
-use super::debug::{DebugRegisters, description, exception_entry};
+use super::debug::{DebugRegisters, exception_entry};
+use super::gdb_registers::{GdbRegisters, description, signature_masks};
 use super::kvm::Vcpu;
 use super::paging::Paging;
 use super::registers::{
     ELR_EL1, ESR_EL1, FPCR, FPSR, PC, PSTATE, SCTLR_EL1, SP_EL0, SP_EL1, SPSR_EL1, TCR_EL1,
-    TTBR0_EL1, TTBR1_EL1, VBAR_EL1, v, x,
+    TTBR0_EL1, TTBR1_EL1, VBAR_EL1, Z_LEN, v, x, z,
 };
 use crate::debug::{Slots, Trap};
 use crate::memory::GuestRam;
@@ -27,7 +28,7 @@ pub enum GdbArch {}
 
 impl Arch for GdbArch {
     type Usize = u64;
-    type Registers = AArch64CoreRegs;
+    type Registers = GdbRegisters;
     type RegId = ();
     type BreakpointKind = usize;
 
@@ -78,9 +79,9 @@ fn stack_pointer(pstate: u64) -> u64 {
 
 impl Vcpu {
     /// The registers that gdb shows.
-    pub fn gdb_registers(&self) -> Result<AArch64CoreRegs> {
+    pub fn gdb_registers(&self) -> Result<GdbRegisters> {
         let pstate = self.register(PSTATE)?;
-        let mut registers = AArch64CoreRegs {
+        let mut core = AArch64CoreRegs {
             sp: self.register(stack_pointer(pstate))?,
             pc: self.register(PC)?,
             // The upper half is reserved but for what gdb does not know.
@@ -89,18 +90,41 @@ impl Vcpu {
             fpsr: u32::from_le_bytes(self.read_register(FPSR)?),
             ..AArch64CoreRegs::default()
         };
-        for (n, register) in registers.x.iter_mut().enumerate() {
+        for (n, register) in core.x.iter_mut().enumerate() {
             *register = self.register(x(n as u64))?;
         }
-        for (n, register) in registers.v.iter_mut().enumerate() {
-            *register = u128::from_le_bytes(self.read_register(v(n as u64))?);
+        for (n, register) in core.v.iter_mut().enumerate() {
+            *register = self.vector(n as u64)?;
         }
-        Ok(registers)
+        let masks = match self.features.pointer_authentication {
+            true => signature_masks(self.register(TCR_EL1)?),
+            false => [0; 4],
+        };
+        Ok(GdbRegisters { core, masks })
+    }
+
+    /// Floating-point register v`n`: of a vCPU with SVE, the beginning of z`n`.
+    fn vector(&self, n: u64) -> Result<u128> {
+        if self.features.sve {
+            let whole: [u8; Z_LEN] = self.read_register(z(n))?;
+            return Ok(u128::from_le_bytes(*whole.first_chunk().expect("it is longer")));
+        }
+        self.read_register(v(n)).map(u128::from_le_bytes)
+    }
+
+    /// Sets floating-point register v`n`. What follows it in z`n` stays as it is.
+    fn set_vector(&self, n: u64, value: u128) -> Result<()> {
+        if self.features.sve {
+            let mut whole: [u8; Z_LEN] = self.read_register(z(n))?;
+            whole[..16].copy_from_slice(&value.to_le_bytes());
+            return self.write_register(z(n), &whole);
+        }
+        self.write_register(v(n), &value.to_le_bytes())
     }
 
     /// Sets what differs in `wanted`.
-    pub fn set_gdb_registers(&self, wanted: &AArch64CoreRegs) -> Result<()> {
-        let old = self.gdb_registers()?;
+    pub fn set_gdb_registers(&self, wanted: &GdbRegisters) -> Result<()> {
+        let (old, wanted) = (self.gdb_registers()?.core, &wanted.core);
         let pstate = self.register(PSTATE)?;
         let set = |id, old: &[u8], new: &[u8]| match old == new {
             true => Ok(()),
@@ -110,7 +134,9 @@ impl Vcpu {
             set(x(n as u64), &old.to_le_bytes(), &new.to_le_bytes())?;
         }
         for (n, (old, new)) in old.v.iter().zip(&wanted.v).enumerate() {
-            set(v(n as u64), &old.to_le_bytes(), &new.to_le_bytes())?;
+            if old != new {
+                self.set_vector(n as u64, *new)?;
+            }
         }
         let new_pstate = pstate & !0xffff_ffff | u64::from(wanted.cpsr);
         set(stack_pointer(pstate), &old.sp.to_le_bytes(), &wanted.sp.to_le_bytes())?;

@@ -7,6 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use super::fdt::{Gic, device_tree};
+use super::features::Features;
 use super::layout;
 use crate::board::{Board, Kernel};
 use crate::exit::BusAddr;
@@ -17,6 +18,9 @@ const RAM: RamRange = RamRange { start: 0x4000_0000, len: 128 * MIB };
 const HIGH: RamRange = RamRange { start: 0x1_0000_0000, len: 1 << 30 };
 const INITRD: RamRange = RamRange { start: 0x47f0_0000, len: 0x1234 };
 
+const NONE: Features = Features { pmu: false, sve: false, pointer_authentication: false };
+const ALL: Features = Features { pmu: true, sve: true, pointer_authentication: true };
+
 const LINUX: &[u8] = b"console=ttyS0 panic=-1";
 
 fn tree(
@@ -25,11 +29,12 @@ fn tree(
     initrd: Option<RamRange>,
     words: &[u8],
     gic: Gic,
+    features: Features,
 ) -> Vec<u8> {
     let board =
         Board { cpus, ram: ram.to_vec(), exit_register: layout::EXIT_REGISTER, virtio: vec![] };
     let kernel = Kernel { cmdline: words.to_vec(), initrd, ..Kernel::default() };
-    device_tree(&board, &kernel, gic).unwrap()
+    device_tree(&board, &kernel, gic, features).unwrap()
 }
 
 #[test]
@@ -37,13 +42,14 @@ fn trees_are_as_they_were_looked_at() {
     let long = vec![b'x'; layout::CMDLINE_MAX];
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     for (name, blob) in [
-        ("one-cpu-gicv2", tree(1, &[RAM], None, LINUX, Gic::V2)),
-        ("one-cpu-gicv3", tree(1, &[RAM], None, LINUX, Gic::V3)),
-        ("four-cpus-gicv2", tree(4, &[RAM], None, LINUX, Gic::V2)),
-        ("four-cpus-gicv3-initrd", tree(4, &[RAM], Some(INITRD), LINUX, Gic::V3)),
-        ("two-ranges", tree(1, &[RAM, HIGH], Some(INITRD), LINUX, Gic::V3)),
-        ("long-bootargs", tree(1, &[RAM], None, &long, Gic::V3)),
-        ("no-bootargs", tree(1, &[RAM], None, b"", Gic::V3)),
+        ("one-cpu-gicv2", tree(1, &[RAM], None, LINUX, Gic::V2, NONE)),
+        ("one-cpu-gicv3", tree(1, &[RAM], None, LINUX, Gic::V3, NONE)),
+        ("one-cpu-gicv3-pmu", tree(1, &[RAM], None, LINUX, Gic::V3, ALL)),
+        ("four-cpus-gicv2", tree(4, &[RAM], None, LINUX, Gic::V2, NONE)),
+        ("four-cpus-gicv3-initrd", tree(4, &[RAM], Some(INITRD), LINUX, Gic::V3, NONE)),
+        ("two-ranges", tree(1, &[RAM, HIGH], Some(INITRD), LINUX, Gic::V3, NONE)),
+        ("long-bootargs", tree(1, &[RAM], None, &long, Gic::V3, NONE)),
+        ("no-bootargs", tree(1, &[RAM], None, b"", Gic::V3, NONE)),
     ] {
         let path = folder.join(format!("{name}.dtb"));
         if std::env::var_os("UPDATE_GOLDEN").is_some() {
@@ -64,7 +70,7 @@ fn hostile_26_the_fullest_board_has_a_tree_that_a_kernel_takes() {
     let ranges: Vec<_> = (0..MAX_RANGES).map(range).collect();
     let long = vec![b'x'; layout::CMDLINE_MAX];
     for gic in [Gic::V2, Gic::V3] {
-        let blob = tree(cpus, &ranges, Some(INITRD), &long, gic);
+        let blob = tree(cpus, &ranges, Some(INITRD), &long, gic, ALL);
         assert!(blob.len() < MOST, "{:#x}", blob.len());
         for name in ["cpu@70a\0", "memory@5fe00000\0"] {
             let found = blob.windows(name.len()).any(|part| part == name.as_bytes());
@@ -76,6 +82,6 @@ fn hostile_26_the_fullest_board_has_a_tree_that_a_kernel_takes() {
         let exit_register = BusAddr::memory(address);
         let ram = vec![RamRange { start: address, len: 0 }];
         let board = Board { cpus: 0, ram, exit_register, virtio: vec![] };
-        assert!(device_tree(&board, &Kernel::default(), Gic::V3).is_ok());
+        assert!(device_tree(&board, &Kernel::default(), Gic::V3, ALL).is_ok());
     }
 }

@@ -3,13 +3,14 @@
 //! vCPUs are created powered off but for the first (KVM_ARM_VCPU_POWER_OFF); PSCI's CPU_ON, which
 //! KVM answers itself, starts them. Everything a guest does to a device is MMIO.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use kvm_bindings::{
-    KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_CAP_ARM_NISV_TO_USER, KVM_EXIT_ARM_NISV,
-    KVM_MEM_READONLY, KVM_MP_STATE_STOPPED, KVM_VM_TYPE_ARM_IPA_SIZE_MASK, kvm_create_device,
-    kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_ITS, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V2,
-    kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3, kvm_enable_cap, kvm_userspace_memory_region,
-    kvm_vcpu_init,
+    KVM_ARM_VCPU_PMU_V3_CTRL, KVM_ARM_VCPU_PMU_V3_INIT, KVM_ARM_VCPU_PMU_V3_IRQ,
+    KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_ARM_VCPU_SVE, KVM_CAP_ARM_NISV_TO_USER,
+    KVM_EXIT_ARM_NISV, KVM_MEM_READONLY, KVM_MP_STATE_STOPPED, KVM_VM_TYPE_ARM_IPA_SIZE_MASK,
+    kvm_create_device, kvm_device_attr, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_ITS,
+    kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V2, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3,
+    kvm_enable_cap, kvm_userspace_memory_region, kvm_vcpu_init,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
 use linux_loader::configurator::{BootConfigurator, BootParams, fdt::FdtBootConfigurator};
@@ -17,6 +18,7 @@ use vm_memory::{GuestAddress, MmapRegion, VolatileMemory};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::fdt::device_tree;
+use super::features::Features;
 use super::gic::Chip;
 use super::mode::{Machine, Mode, PSTATE_EL1H, SCTLR_M, mode_name};
 use super::registers::{self, Register, x};
@@ -32,9 +34,9 @@ use crate::run::Run;
 /// Address bits of a guest where KVM does not let us choose (KVM API, KVM_CREATE_VM).
 const DEFAULT_IPA_BITS: u32 = 40;
 
-/// Bits of guest-physical addresses that this host can give.
-fn ipa_bits(kvm: &Kvm) -> u32 {
-    match kvm.get_host_ipa_limit() {
+/// Bits of guest-physical addresses that a host with this limit (0: it tells none) can give.
+fn ipa_bits(limit: i32) -> u32 {
+    match limit {
         bits @ 32..=52 => bits as u32,
         _ => DEFAULT_IPA_BITS,
     }
@@ -42,18 +44,16 @@ fn ipa_bits(kvm: &Kvm) -> u32 {
 
 /// Past the highest guest-physical address.
 pub fn address_limit(kvm: &Kvm) -> u64 {
-    1 << ipa_bits(kvm)
+    1 << ipa_bits(kvm.get_host_ipa_limit())
 }
 
 /// Creates the VM, with just enough address bits for `end`: fewer levels of stage-2 tables.
 pub fn create_vm(kvm: &Kvm, end: u64) -> Result<VmFd> {
     let needed = u64::BITS - end.max(1 << 32).leading_zeros();
-    let bits = needed.min(ipa_bits(kvm));
-    let vm = match kvm.get_host_ipa_limit() {
-        0 => kvm.create_vm_with_type(0),
-        _ => kvm.create_vm_with_type((bits & KVM_VM_TYPE_ARM_IPA_SIZE_MASK).into()),
-    }
-    .context("create a VM")?;
+    let limit = kvm.get_host_ipa_limit();
+    let bits = needed.min(ipa_bits(limit));
+    let kind = if limit == 0 { 0 } else { bits & KVM_VM_TYPE_ARM_IPA_SIZE_MASK };
+    let vm = kvm.create_vm_with_type(kind.into()).context("create a VM")?;
     // An access that KVM can't decode for us comes as an exit and not as an error of KVM_RUN.
     // Without the capability (Linux before 5.5) it still ends the guest.
     let _ = vm.enable_cap(&kvm_enable_cap { cap: KVM_CAP_ARM_NISV_TO_USER, ..Default::default() });
@@ -64,6 +64,7 @@ pub fn create_vm(kvm: &Kvm, end: u64) -> Result<VmFd> {
 pub struct Chips {
     gic: Chip,
     target: kvm_vcpu_init,
+    features: Features,
     /// Host memory behind [`layout::VECTORS`].
     _vectors: MmapRegion,
 }
@@ -89,18 +90,26 @@ fn add_vectors(vm: &VmFd) -> Result<MmapRegion> {
     Ok(memory)
 }
 
-/// Creates the interrupt controller and asks for the CPU model that the host prefers.
+/// What this host's KVM can give vCPUs.
+fn features(vm: &VmFd) -> Features {
+    let has = |cap| vm.check_extension(cap);
+    Features {
+        pmu: has(Cap::ArmPmuV3),
+        sve: has(Cap::ArmSve),
+        pointer_authentication: has(Cap::ArmPtrAuthAddress) && has(Cap::ArmPtrAuthGeneric),
+    }
+}
+
+/// Creates the interrupt controller and asks for the CPU model that the host prefers, with all
+/// that it has.
 pub fn before_vcpus(_: &Kvm, vm: &VmFd, cpus: usize, _: Machine) -> Result<Chips> {
-    ensure!(
-        vm.check_extension(Cap::ArmPsci02),
-        "this host's KVM lacks PSCI 0.2: update the kernel"
-    );
     let vectors = add_vectors(vm).context("place the exception vectors")?;
     let gic = Chip::new(vm, cpus)?;
     let mut target = kvm_vcpu_init::default();
     vm.get_preferred_target(&mut target).context("ask for the preferred CPU")?;
-    target.features[0] |= 1 << KVM_ARM_VCPU_PSCI_0_2;
-    Ok(Chips { gic, target, _vectors: vectors })
+    let features = features(vm);
+    target.features[0] |= 1 << KVM_ARM_VCPU_PSCI_0_2 | features.bits();
+    Ok(Chips { gic, target, features, _vectors: vectors })
 }
 
 /// Wires a shared interrupt of the controller, which must be initialised.
@@ -113,9 +122,15 @@ pub fn set_line(vm: &VmFd, spi: u32, high: bool) -> Result<()> {
     vm.set_irq_line(layout::irq_line(spi), high).with_context(|| format!("set interrupt {spi}"))
 }
 
-/// Initialises the interrupt controller.
-pub fn after_vcpus(chips: &Chips) -> Result<()> {
-    chips.gic.initialise()
+/// Initialises the interrupt controller, then the PMUs, which KVM refuses before.
+pub fn after_vcpus(chips: &Chips, vcpus: &[Vcpu]) -> Result<()> {
+    chips.gic.initialise()?;
+    if chips.features.pmu {
+        for (index, vcpu) in vcpus.iter().enumerate() {
+            vcpu.start_pmu().with_context(|| format!("initialise the PMU of vCPU {index}"))?;
+        }
+    }
+    Ok(())
 }
 
 /// The first vCPU's registers: ids and values, in the order in which they are set.
@@ -138,7 +153,7 @@ pub fn prepare(
     chips: &Chips,
 ) -> Result<Entry> {
     let Mode::El1 = start.mode;
-    let blob = device_tree(board, &start.kernel, chips.gic.version)?;
+    let blob = device_tree(board, &start.kernel, chips.gic.version, chips.features)?;
     let len = blob.len() as u64;
     let limit = places.ram_start().saturating_add(layout::FDT_REACH);
     let found = FDT_ALIGNS.into_iter().find_map(|align| {
@@ -149,8 +164,8 @@ pub fn prepare(
         (registers::PSTATE, PSTATE_EL1H),
         (registers::PC, start.entry),
         (registers::VBAR_EL1, layout::VECTORS.start),
-        // What an ordinary compiler makes runs without further ado.
-        (registers::CPACR_EL1, registers::CPACR_NO_TRAP),
+        // What an ordinary compiler makes runs without further ado, SVE if it was told to.
+        (registers::CPACR_EL1, registers::cpacr(chips.features.sve)),
     ];
     if let Some(at) = found {
         places.reserve(at, len, "device tree")?;
@@ -184,6 +199,7 @@ fn write_fdt(ram: &GuestRam, blob: &[u8], guest_addr: u64) -> Result<()> {
 pub struct Vcpu {
     pub(super) fd: VcpuFd,
     page: RunPage,
+    pub(super) features: Features,
     /// The syndrome of the last debug exception.
     pub(super) syndrome: u32,
 }
@@ -194,18 +210,39 @@ impl Vcpu {
     pub fn new(vm: &VmFd, chips: &Chips, index: usize, entry: &Entry) -> Result<Self> {
         let mut fd = vm.create_vcpu(index as u64)?;
         let page = RunPage::new(&mut fd);
-        let vcpu = Self { fd, page, syndrome: 0 };
+        let features = chips.features;
+        let vcpu = Self { fd, page, features, syndrome: 0 };
         let mut init = chips.target;
         if index > 0 {
             init.features[0] |= 1 << KVM_ARM_VCPU_POWER_OFF;
         }
-        vcpu.fd.vcpu_init(&init).context("initialise it")?;
+        vcpu.fd.vcpu_init(&init).with_context(|| match features.list().as_str() {
+            "" => "initialise it".into(),
+            list => format!("initialise it with what this host's KVM offers ({list})"),
+        })?;
+        if features.sve {
+            // Its registers can't be reached before, and it can't run.
+            vcpu.fd.vcpu_finalize(&(KVM_ARM_VCPU_SVE as i32)).context("give it SVE registers")?;
+        }
         if index == 0 {
             for (id, value) in &entry.0 {
                 vcpu.write_register(*id, &value.to_le_bytes())?;
             }
         }
         Ok(vcpu)
+    }
+
+    /// Gives the PMU its interrupt, and initialises it (KVM API, "devices/vcpu.rst",
+    /// KVM_ARM_VCPU_PMU_V3_CTRL).
+    fn start_pmu(&self) -> Result<(), kvm_ioctls::Error> {
+        // Its number among all interrupts: private ones of devices begin at 16.
+        let interrupt: i32 = 16 + layout::PMU_PPI as i32;
+        let at = &raw const interrupt as u64;
+        for (attr, addr) in [(KVM_ARM_VCPU_PMU_V3_IRQ, at), (KVM_ARM_VCPU_PMU_V3_INIT, 0)] {
+            let (group, attr) = (KVM_ARM_VCPU_PMU_V3_CTRL, attr.into());
+            self.fd.set_device_attr(&kvm_device_attr { group, attr, addr, flags: 0 })?;
+        }
+        Ok(())
     }
 
     /// What makes this vCPU leave the guest.
@@ -298,14 +335,12 @@ impl Run for Vcpu {
 pub fn findings(kvm: &Kvm) -> Vec<Finding> {
     let mut findings =
         vec![Finding::new("back-end", "EL2"), Finding::new("host-is-a-guest", host_machine())];
+    let yes_no = |has| if has { "yes" } else { "no" };
     // In a machine of its own each, since one excludes another. Really created: what kvm-ioctls
     // makes of a mere test owns a descriptor that KVM never gave, and closes it.
     let has = |kind| {
         let mut device = kvm_create_device { type_: kind, fd: 0, flags: 0 };
-        match create_vm(kvm, 0).is_ok_and(|vm| vm.create_device(&mut device).is_ok()) {
-            true => "yes",
-            false => "no",
-        }
+        yes_no(create_vm(kvm, 0).is_ok_and(|vm| vm.create_device(&mut device).is_ok()))
     };
     findings.extend([
         Finding::new("gicv2", has(kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V2)),
@@ -313,13 +348,8 @@ pub fn findings(kvm: &Kvm) -> Vec<Finding> {
         Finding::new("its", has(kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_ITS)),
     ]);
     let Ok(vm) = create_vm(kvm, 0) else { return findings };
-    let yes_no = |cap| if vm.check_extension(cap) { "yes" } else { "no" };
-    findings.extend([
-        Finding::new("psci-0.2", yes_no(Cap::ArmPsci02)),
-        Finding::new("pmu", yes_no(Cap::ArmPmuV3)),
-        Finding::new("sve", yes_no(Cap::ArmSve)),
-        Finding::new("pointer-authentication", yes_no(Cap::ArmPtrAuthAddress)),
-    ]);
+    findings.push(Finding::new("psci-0.2", yes_no(vm.check_extension(Cap::ArmPsci02))));
+    findings.extend(features(&vm).named().map(|(name, has)| Finding::new(name, yes_no(has))));
     findings
 }
 

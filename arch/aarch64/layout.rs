@@ -55,6 +55,8 @@ pub fn extras(_: Machine) -> &'static [(Extra, BusAddr)] {
 pub const CONSOLE: BusAddr = BusAddr::memory(0x0910_0000);
 /// The console's shared interrupt. Our choice: that of a second UART on `virt`.
 pub const CONSOLE_LINE: u32 = 8;
+/// The PMU's private interrupt (Arm BSA, "PPI assignments": INTID 23).
+pub const PMU_PPI: u32 = 7;
 /// Our choice: the next 64 KiB, so that a guest with pages of that size maps each device alone.
 pub const EXIT_REGISTER: BusAddr = BusAddr::memory(0x0911_0000);
 /// As above.

@@ -1,12 +1,14 @@
 //! aarch64 guests: EL1, the memory map of QEMU's `virt` board, PSCI, a device tree.
 //!
-//! Pure, tested on any host: [`layout`], [`registers`], [`fdt`], [`mode`], [`vectors`],
-//! [`paging`], [`debug`]. With ioctls: `kvm`, `gdb` and `gic`.
+//! Pure, tested on any host: [`layout`], [`features`], [`registers`], [`fdt`], [`mode`],
+//! [`vectors`], [`paging`], [`debug`], [`gdb_registers`]. With ioctls: `kvm`, `gdb` and `gic`.
 
 pub mod debug;
 pub mod fdt;
+pub mod features;
 #[cfg(target_arch = "aarch64")]
 pub mod gdb;
+pub mod gdb_registers;
 #[cfg(target_arch = "aarch64")]
 mod gic;
 #[cfg(test)]

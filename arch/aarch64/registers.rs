@@ -43,9 +43,20 @@ const U64_TO_U128: u64 = 0x0010_0000_0000_0000;
 /// Byte offset of `struct user_fpsimd_state` in `struct kvm_regs`: after five SPSRs, aligned to 16.
 const FP_REGS: u64 = 336;
 
-/// Floating-point register v`n`.
+/// Floating-point register v`n` of a vCPU without SVE.
 pub const fn v(n: u64) -> u64 {
     core(FP_REGS + 16 * n) + U64_TO_U128
+}
+
+/// `KVM_REG_ARM64_SVE` with the size `KVM_REG_SIZE_U2048`, instead of a core register of 64 bits.
+const SVE: u64 = 0x6080_0000_0015_0000;
+/// Bytes of a vector register as KVM hands it over: the most that the architecture allows.
+pub const Z_LEN: usize = 256;
+
+/// Vector register z`n` of a vCPU with SVE (`KVM_REG_ARM64_SVE_ZREG`, slice 0). Its first 16 bytes
+/// are v`n`, for which KVM then refuses the id of its own.
+pub const fn z(n: u64) -> u64 {
+    SVE | n << 5
 }
 /// Floating-point status.
 pub const FPSR: u64 = core(FP_REGS + 32 * 16) - U64_TO_U32;
@@ -61,9 +72,12 @@ pub const SCTLR_EL1: u64 = system(3, 0, 1, 0, 0);
 
 /// Exception syndrome: what the last exception was.
 pub const ESR_EL1: u64 = system(3, 0, 5, 2, 0);
-/// Access to floating point, and its value that traps none of it.
+/// Access to floating point and to SVE.
 pub const CPACR_EL1: u64 = system(3, 0, 1, 0, 2);
-pub const CPACR_NO_TRAP: u64 = 0b11 << 20;
+/// Its value that traps nothing: FPEN, and ZEN where there is SVE.
+pub const fn cpacr(sve: bool) -> u64 {
+    0b11 << 20 | if sve { 0b11 << 16 } else { 0 }
+}
 /// Base of the exception vectors.
 pub const VBAR_EL1: u64 = system(3, 0, 12, 0, 0);
 
@@ -128,6 +142,8 @@ mod tests {
             (SPSR_EL1, 0x6030_0000_0010_0048),
             (v(0), 0x6040_0000_0010_0054),
             (v(31), 0x6040_0000_0010_00d0),
+            (z(0), 0x6080_0000_0015_0000),
+            (z(31), 0x6080_0000_0015_03e0),
             (FPSR, 0x6020_0000_0010_00d4),
             (FPCR, 0x6020_0000_0010_00d5),
             // MPIDR_EL1, the kernel's own example.

@@ -103,7 +103,7 @@ pub fn set_line(vm: &VmFd, input: u32, high: bool) -> Result<()> {
 }
 
 /// Nothing waits for the last vCPU here.
-pub fn after_vcpus(_: &Chips) -> Result<()> {
+pub fn after_vcpus(_: &Chips, _: &[Vcpu]) -> Result<()> {
     Ok(())
 }
 

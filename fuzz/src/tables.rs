@@ -3,6 +3,7 @@
 use bivisor::board::{Board, Kernel, Module, Start};
 use bivisor::exit::BusAddr;
 use bivisor::fuzzing::fdt::{Gic, device_tree};
+use bivisor::fuzzing::features::Features;
 use bivisor::fuzzing::{Machine, Mode, first_state};
 use bivisor::memory::{RamRange, check_ranges};
 use bivisor::places::Places;
@@ -91,8 +92,9 @@ pub fn run(bytes: &[u8]) {
         .collect();
     let header = numbers.0[..numbers.0.len().min(0x300)].to_vec();
     let kernel = Kernel { cmdline: numbers.0.to_vec(), initrd, modules, header };
+    let features = Features { pmu: true, ..Features::default() };
     for gic in [Gic::V2, Gic::V3] {
-        let _ = device_tree(&board, &kernel, gic);
+        let _ = device_tree(&board, &kernel, gic, features);
     }
     let start = Start { mode, entry, registers: Vec::new(), kernel };
     if let Ok((_, tables)) = first_state(&start, &board, machine, &mut places) {

@@ -18,6 +18,8 @@ crate::guests::embed! { "machine.inc":
     reset "reset.S"
     poweroff "poweroff.S"
     panic "panic.S"
+    sve "sve.S"
+    pauth "pauth.S"
 
     simple_arm64 "../reference/simple_arm64.S"
     kvmtest_arm64 "../reference/kvmtest_arm64.S"

@@ -48,6 +48,9 @@ pub struct Machine {
     pub ram: u64,
     /// Where the pc lies among all registers that gdb gets.
     pub pc_at: usize,
+    /// Where the vector registers lie among them, of 16 bytes each, and how many there are.
+    pub vectors_at: usize,
+    pub vectors: usize,
     /// Options of the guest `smp`, for four CPUs.
     pub smp_options: &'static str,
     /// Options with which any ELF file takes a command line and an initial RAM disk.
@@ -73,6 +76,8 @@ pub const MACHINE: Machine = if cfg!(target_arch = "x86_64") {
         breakpoint: &[0xcc],
         ram: 0,
         pc_at: 16 * 8,
+        vectors_at: 0x114,
+        vectors: 16,
         smp_options: "--cpus 4 --reg rbx=4",
         linux_options: "--entry-protocol linux",
     }
@@ -89,6 +94,8 @@ pub const MACHINE: Machine = if cfg!(target_arch = "x86_64") {
         breakpoint: &[0, 0, 0x20, 0xd4],
         ram: 0x4000_0000,
         pc_at: 32 * 8,
+        vectors_at: 33 * 8 + 4,
+        vectors: 32,
         smp_options: "--cpus 4",
         linux_options: "",
     }

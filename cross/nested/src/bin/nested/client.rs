@@ -133,7 +133,7 @@ fn start(host: &Host) -> Result<(), String> {
     let mut command = Command::new("/proc/self/exe");
     command
         .arg0("nested")
-        .args(["--serve", "--arch", &host.arch, "--gic", &host.gic])
+        .args(["--serve", "--arch", &host.arch, "--cpu", &host.cpu, "--gic", &host.gic])
         .arg("--kernel")
         .arg(&host.kernel)
         .arg("--initrd")

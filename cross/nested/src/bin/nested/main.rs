@@ -16,13 +16,15 @@ use std::process::ExitCode;
 const FAILED: u8 = 125;
 
 const USAGE: &str = "\
-usage: nested --arch ARCH --gic N --kernel FILE --initrd FILE --dir DIR
+usage: nested --arch ARCH --cpu CPU --gic N --kernel FILE --initrd FILE --dir DIR
               [--put FILE=PATH] [--tree DIR] [--cwd DIR] [--env NAME=VALUE] -- PROGRAM [ARGUMENT]
        nested --stop --dir DIR";
 
 /// An emulated host: what it is made of, and where its socket and its logs are.
 pub struct Host {
     pub arch: String,
+    /// `default`, or `max` on aarch64.
+    pub cpu: String,
     pub gic: String,
     pub kernel: PathBuf,
     pub initrd: PathBuf,
@@ -35,7 +37,7 @@ impl Host {
     /// Differs for hosts that differ: the initrd's name has a digest of what is in it.
     pub fn name(&self) -> String {
         let initrd = self.initrd.file_stem().unwrap_or_default().to_string_lossy();
-        format!("{initrd}-gic{}", self.gic)
+        format!("{initrd}-{}-gic{}", self.cpu, self.gic)
     }
 
     pub fn file(&self, ending: &str) -> PathBuf {
@@ -81,6 +83,7 @@ fn parse() -> Result<(Host, Job, Mode), String> {
     let idle = std::env::var("BIVISOR_CROSS_IDLE").ok().and_then(|text| text.parse().ok());
     let mut host = Host {
         arch: String::new(),
+        cpu: "default".into(),
         gic: String::new(),
         kernel: PathBuf::new(),
         initrd: PathBuf::new(),
@@ -104,6 +107,7 @@ fn parse() -> Result<(Host, Job, Mode), String> {
                 let text = value.to_string_lossy().into_owned();
                 match name.as_str() {
                     "--arch" => host.arch = text,
+                    "--cpu" => host.cpu = text,
                     "--gic" => host.gic = text,
                     "--kernel" => host.kernel = value.into(),
                     "--initrd" => host.initrd = value.into(),
