@@ -1,0 +1,60 @@
+//! The control queue (virtio v1.3, 5.1.6.5 "Control Virtqueue"): how many pairs of queues the driver
+//! uses.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use virtio_bindings::bindings::virtio_net::{
+    VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET, VIRTIO_NET_ERR, VIRTIO_NET_OK,
+};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::link::Settings;
+use crate::virtio::chain::{Chain, Malformed};
+use crate::virtio::queue::Queue;
+use crate::virtio::worker::{Watch, Work};
+
+/// Its worker.
+pub struct Control {
+    /// The queue.
+    pub queue: Queue,
+    /// Room for the request at hand.
+    pub chain: Chain,
+    /// What requests set.
+    pub settings: Arc<dyn Settings>,
+    /// Pairs of queues that there are.
+    pub pairs: usize,
+}
+
+impl Work for Control {
+    fn queues(&self) -> Vec<(usize, &EventFd)> {
+        vec![(self.queue.index(), self.queue.kick())]
+    }
+
+    fn notified(&mut self, _: usize, _: &Watch) -> Result<()> {
+        while self.queue.pop(&mut self.chain)? {
+            let done = self.carry_out();
+            let answer = if done { VIRTIO_NET_OK } else { VIRTIO_NET_ERR };
+            if self.chain.writable.write(&[answer as u8]) == 0 {
+                Err(Malformed::Request("a control request has no room for an answer"))?;
+            }
+            self.queue.push(self.chain.head, 1)?;
+        }
+        Ok(self.queue.signal()?)
+    }
+}
+
+impl Control {
+    /// Carries a request out: its class, the command, and a count for the only one that there is.
+    fn carry_out(&mut self) -> bool {
+        let mut bytes = [0; 4];
+        if self.chain.readable.read(&mut bytes) < bytes.len() {
+            return false;
+        }
+        let count = usize::from(u16::from_le_bytes([bytes[2], bytes[3]]));
+        u32::from(bytes[0]) == VIRTIO_NET_CTRL_MQ
+            && u32::from(bytes[1]) == VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET
+            && (1..=self.pairs).contains(&count)
+            && self.settings.set_pairs(count).is_ok()
+    }
+}
