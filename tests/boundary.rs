@@ -61,21 +61,22 @@ const ABOVE: &[&str] = &[
 
 /// The files that may hold `unsafe`, and why.
 const UNSAFE_FILES: &[&str] = &[
-    "arch/aarch64/gdb.rs",    // cache maintenance
-    "arch/aarch64/kvm.rs",    // the run page's members
-    "arch/run_page.rs",       // the page that KVM shares
-    "arch/x86_64/kvm.rs",     // the run page's members
-    "guests/mod.rs",          // what the assembler put between two symbols
-    "src/allocator.rs",       // a heap
-    "src/devices/net/tun.rs", // requests of tap devices
-    "src/host_memory.rs",     // mmap
-    "src/kick.rs",            // `immediate_exit` from another thread
-    "src/mapped.rs",          // mmap and SIGBUS
-    "src/memory.rs",          // memory slots
-    "src/pieces.rs",          // guest RAM for system calls
-    "src/start.rs",           // C's main
-    "src/sys.rs",             // system calls
-    "src/terminal.rs",        // termios
+    "arch/aarch64/gdb.rs", // cache maintenance
+    "arch/aarch64/kvm.rs", // the run page's members
+    "arch/run_page.rs",    // the page that KVM shares
+    "arch/x86_64/kvm.rs",  // the run page's members
+    "guests/mod.rs",       // what the assembler put between two symbols
+    "src/allocator.rs",    // a heap
+    "src/host_memory.rs",  // mmap
+    "src/kick.rs",         // `immediate_exit` from another thread
+    "src/mapped.rs",       // mmap and SIGBUS
+    "src/memory.rs",       // memory slots
+    "src/pieces.rs",       // guest RAM for system calls
+    "src/start.rs",        // C's main
+    "src/sys.rs",          // system calls
+    "src/terminal.rs",     // termios
+    // Requests of tap devices.
+    "src/devices/net/tun.rs",
 ];
 
 fn sources(dir: &Path, found: &mut Vec<PathBuf>) {

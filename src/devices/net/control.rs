@@ -9,7 +9,7 @@ use virtio_bindings::bindings::virtio_net::{
 };
 use vmm_sys_util::eventfd::EventFd;
 
-use super::link::Settings;
+use super::tap::Tap;
 use crate::virtio::chain::{Chain, Malformed};
 use crate::virtio::queue::Queue;
 use crate::virtio::worker::{Watch, Work};
@@ -20,8 +20,8 @@ pub struct Control {
     pub queue: Queue,
     /// Room for the request at hand.
     pub chain: Chain,
-    /// What requests set.
-    pub settings: Arc<dyn Settings>,
+    /// The device whose queues requests switch.
+    pub tap: Arc<Tap>,
     /// Pairs of queues that there are.
     pub pairs: usize,
 }
@@ -45,16 +45,39 @@ impl Work for Control {
 }
 
 impl Control {
-    /// Carries a request out: its class, the command, and a count for the only one that there is.
+    /// Carries a request out; false if it can't be.
     fn carry_out(&mut self) -> bool {
         let mut bytes = [0; 4];
-        if self.chain.readable.read(&mut bytes) < bytes.len() {
-            return false;
+        let whole = self.chain.readable.read(&mut bytes) == bytes.len();
+        let count = if whole { pairs_asked_for(bytes, self.pairs) } else { None };
+        count.is_some_and(|count| self.tap.set_pairs(count).is_ok())
+    }
+}
+
+/// What a request asks for: its class, the command, and a count for the only one that there is.
+fn pairs_asked_for(bytes: [u8; 4], pairs: usize) -> Option<usize> {
+    let count = usize::from(u16::from_le_bytes([bytes[2], bytes[3]]));
+    let known = u32::from(bytes[0]) == VIRTIO_NET_CTRL_MQ
+        && u32::from(bytes[1]) == VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET;
+    (known && (1..=pairs).contains(&count)).then_some(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_pairs_of_queues_that_there_are_can_be_asked_for() {
+        for (bytes, expected) in [
+            ([4, 0, 1, 0], Some(1)),
+            ([4, 0, 4, 0], Some(4)),
+            ([4, 0, 0, 0], None),
+            ([4, 0, 5, 0], None),
+            ([4, 0, 1, 1], None),
+            ([4, 1, 1, 0], None),
+            ([0, 0, 1, 0], None),
+        ] {
+            assert_eq!(pairs_asked_for(bytes, 4), expected, "{bytes:?}");
         }
-        let count = usize::from(u16::from_le_bytes([bytes[2], bytes[3]]));
-        u32::from(bytes[0]) == VIRTIO_NET_CTRL_MQ
-            && u32::from(bytes[1]) == VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET
-            && (1..=self.pairs).contains(&count)
-            && self.settings.set_pairs(count).is_ok()
     }
 }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use super::header::Header;
 use super::room::Room;
+use super::tap::Tap;
 use crate::notice;
 use crate::pieces::Pieces;
 use crate::virtio::ConfigChange;
@@ -90,15 +91,6 @@ impl Pair {
     }
 }
 
-/// What the other end can be told about, beside frames.
-pub trait Settings: Send + Sync {
-    /// The driver has accepted `features`: frames may come with what they allow.
-    fn set_features(&self, features: u64) -> io::Result<()>;
-
-    /// The driver uses the first `count` pairs of queues.
-    fn set_pairs(&self, count: usize) -> io::Result<()>;
-}
-
 /// A link.
 pub struct Link {
     /// What it is, for messages.
@@ -107,8 +99,8 @@ pub struct Link {
     pub pairs: Vec<Pair>,
     /// The largest packet that it takes, where that is known.
     pub mtu: Option<u16>,
-    /// Where the frames have headers: what can be set.
-    pub settings: Option<Arc<dyn Settings>>,
+    /// The tap device that it is, if its frames have headers.
+    pub tap: Option<Arc<Tap>>,
     /// What lives as long as the link, such as a process.
     pub keeps: Option<Box<dyn Any + Send>>,
 }

@@ -119,7 +119,7 @@ impl VirtioDevice for Net {
         if self.mtu.is_some() {
             features |= 1 << VIRTIO_NET_F_MTU;
         }
-        if self.link.settings.is_some() {
+        if self.link.tap.is_some() {
             features |= OFFLOADS;
         }
         if self.pairs() > 1 {
@@ -154,10 +154,10 @@ impl VirtioDevice for Net {
     ) -> Result<Vec<Box<dyn Work>>> {
         let accepted = |feature: u32| features & 1 << feature != 0;
         // A link that is gone can't be set to anything; that it is, its workers have told.
-        if let Some(settings) = self.link.settings.as_ref().filter(|_| self.carrier.is_up()) {
-            settings.set_features(features).context("set what the link may leave to the guest")?;
+        if let Some(tap) = self.link.tap.as_ref().filter(|_| self.carrier.is_up()) {
+            tap.set_features(features).context("set what the link may leave to the guest")?;
             // 5.1.5: the first pair alone, until the driver asks for more.
-            settings.set_pairs(1).context("set the queues that the link uses")?;
+            tap.set_pairs(1).context("set the queues that the link uses")?;
         }
         // 5.1.2: where the control queue is.
         let pairs = if accepted(VIRTIO_NET_F_MQ) { self.pairs() } else { 1 };
@@ -185,8 +185,8 @@ impl VirtioDevice for Net {
                     watched: false,
                 })),
                 (None, _) if index == 2 * pairs && accepted(VIRTIO_NET_F_CTRL_VQ) => {
-                    let Some(settings) = self.link.settings.clone() else { continue };
-                    works.push(Box::new(Control { queue, chain, settings, pairs }));
+                    let Some(tap) = self.link.tap.clone() else { continue };
+                    works.push(Box::new(Control { queue, chain, tap, pairs }));
                 }
                 // Queues that the driver set up and has no use for.
                 (None, _) => {}

@@ -5,6 +5,7 @@
 //! ends when the other end is closed, however we end.
 
 use std::io::{self, Read};
+use std::net::{Ipv4Addr, Shutdown};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
@@ -37,7 +38,7 @@ pub struct Forward {
     /// Of which protocol.
     pub protocol: Protocol,
     /// The host's address at which it is open.
-    pub host: std::net::Ipv4Addr,
+    pub host: Ipv4Addr,
     /// The host's port.
     pub host_port: u16,
     /// The guest's.
@@ -97,8 +98,8 @@ struct Running(UnixStream);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Nothing to do about one that does not end.
-        let _ = self.0.shutdown(std::net::Shutdown::Both);
+        // Nothing to do about one that does not end. Not both directions: the wait would be over.
+        let _ = self.0.shutdown(Shutdown::Write);
         let mut fds = [sys::poll_entry(&self.0, 0)];
         let _ = sys::poll(&mut fds, Some(PATIENCE));
     }

@@ -24,7 +24,7 @@ pub fn streaming(name: String, socket: OwnedFd) -> Result<Link> {
 }
 
 fn plain(name: String, pair: Pair) -> Link {
-    Link { name, pairs: vec![pair], mtu: None, settings: None, keeps: None }
+    Link { name, pairs: vec![pair], mtu: None, tap: None, keeps: None }
 }
 
 fn set_nonblocking(file: &impl AsFd) -> Result<()> {

@@ -12,7 +12,7 @@ use virtio_bindings::bindings::virtio_net::{
 };
 
 use super::header;
-use super::link::{Link, Settings};
+use super::link::Link;
 use super::packets;
 use super::tun;
 
@@ -89,16 +89,18 @@ fn link(name: &str, queues: Vec<OwnedFd>, headers: bool) -> Result<Link> {
     let copies = queues.iter().map(OwnedFd::try_clone).collect::<io::Result<Vec<_>>>();
     let copies = copies.context("copy a descriptor")?;
     let pairs = queues.into_iter().map(|queue| packets::pair(queue, headers, mtu)).collect();
-    let settings = headers.then(|| Arc::new(Tap { queues: copies }) as Arc<dyn Settings>);
-    Ok(Link { name: format!("tap {name}"), pairs, mtu, settings, keeps: None })
+    let tap = headers.then(|| Arc::new(Tap { queues: copies }));
+    Ok(Link { name: format!("tap {name}"), pairs, mtu, tap, keeps: None })
 }
 
-struct Tap {
+/// What can be set of a tap device, beside frames.
+pub struct Tap {
     queues: Vec<OwnedFd>,
 }
 
-impl Settings for Tap {
-    fn set_features(&self, features: u64) -> io::Result<()> {
+impl Tap {
+    /// The driver has accepted `features`: frames may come with what they allow.
+    pub fn set_features(&self, features: u64) -> io::Result<()> {
         let accepted = |feature: u32| features & 1 << feature != 0;
         let mut offloads = 0;
         // 5.1.3.1: the others are nothing without the first.
@@ -115,7 +117,8 @@ impl Settings for Tap {
         tun::set_offloads(&self.queues[0], offloads)
     }
 
-    fn set_pairs(&self, count: usize) -> io::Result<()> {
+    /// The driver uses the first `count` pairs of queues.
+    pub fn set_pairs(&self, count: usize) -> io::Result<()> {
         for (index, queue) in self.queues.iter().enumerate().skip(1) {
             match tun::enable_queue(queue, index < count) {
                 // It is that already.
