@@ -122,11 +122,15 @@ fn serve(address: &str, data: Vec<u8>) -> JoinHandle<Vec<u8>> {
     })
 }
 
-/// What a guest does with `host`: pings it, sends the data and compares what it gets.
+/// Pings `host` until it answers, and says so.
+fn reach(host: &str) -> String {
+    format!("until ping -c 1 -W 1 {host} > /dev/null; do :; done; echo reached\n")
+}
+
+/// What a guest does with `host`: sends the data, and compares what it gets.
 fn exchange(host: &str, ports: [u16; 2]) -> String {
     format!(
-        "until ping -c 1 -W 1 {host} > /dev/null; do :; done; echo reached
-until nc {host} {} < /data; do :; done
+        "until nc {host} {} < /data; do :; done
 until nc {host} {} <&9 > /got; do :; done
 cmp /data /got && echo got it whole
 ",
@@ -141,7 +145,8 @@ fn over_tap(flags: u16, cpus: usize, show: &str, expected: &str) {
     tap("tap0", flags, "10.0.0.1/24");
     let data = data();
     let (to, from) = (serve("10.0.0.1:7001", Vec::new()), serve("10.0.0.1:7002", data.clone()));
-    let script = format!("up 10.0.0.2/24\n{show}\n{}", exchange("10.0.0.1", [7001, 7002]));
+    let (reach, exchange) = (reach("10.0.0.1"), exchange("10.0.0.1", [7001, 7002]));
+    let script = format!("up 10.0.0.2/24\n{show}\n{reach}{exchange}");
     let root = network_root(&script, &data);
     let ran = guest(&root, "tap=tap0").words(&format!("--cpus {cpus}")).finish();
     shows(&ran, expected);
@@ -320,7 +325,6 @@ fn passt_connects_guest_and_host() {
     passt(&folder);
     let data = data();
     let (to, from) = (serve("127.0.0.1:7001", Vec::new()), serve("127.0.0.1:7002", data.clone()));
-    let fetched = thread::spawn(fetch);
     let script = format!(
         "up 192.0.2.2/24\nip route add default via 192.0.2.1\necho mtu=$(cat /sys/class/net/eth0/mtu)\n{}\
          nc -l -p 80 < /data > /dev/null\necho served",
@@ -329,13 +333,15 @@ fn passt_connects_guest_and_host() {
     let root = network_root(&script, &data);
     let mut run = guest(&root, "user,hostfwd=tcp:5555:80");
     run.command.env("PATH", folder.path());
-    let ran = run.finish();
+    let run = thread::spawn(|| run.finish());
+    assert!(to.join().unwrap() == data, "the host gets what the guest sends");
+    assert!(from.join().unwrap().is_empty());
+    // Only now: passt is patient with a guest that does not answer yet.
+    assert!(fetch() == data, "the host gets what it asks for");
+    let ran = run.join().unwrap();
     for text in ["mtu=65520\n", "got it whole\n", "served\n"] {
         shows(&ran, text);
     }
-    assert!(to.join().unwrap() == data, "the host gets what the guest sends");
-    assert!(from.join().unwrap().is_empty());
-    assert!(fetched.join().unwrap() == data, "the host gets what it asks for");
     // Its ports are free again.
     TcpListener::bind("127.0.0.1:5555").unwrap();
 }

@@ -9,6 +9,7 @@ use virtio_bindings::bindings::virtio_net::{
 };
 use vmm_sys_util::eventfd::EventFd;
 
+use super::link::Carrier;
 use super::tap::Tap;
 use crate::virtio::chain::{Chain, Malformed};
 use crate::virtio::queue::Queue;
@@ -22,6 +23,10 @@ pub struct Control {
     pub chain: Chain,
     /// The device whose queues requests switch.
     pub tap: Arc<Tap>,
+    /// Who has to know.
+    pub carrier: Carrier,
+    /// What wakes the workers that look for frames.
+    pub receivers: Vec<EventFd>,
     /// Pairs of queues that there are.
     pub pairs: usize,
 }
@@ -50,7 +55,20 @@ impl Control {
         let mut bytes = [0; 4];
         let whole = self.chain.readable.read(&mut bytes) == bytes.len();
         let count = if whole { pairs_asked_for(bytes, self.pairs) } else { None };
-        count.is_some_and(|count| self.tap.set_pairs(count).is_ok())
+        count.is_some_and(|count| self.set_pairs(count))
+    }
+
+    fn set_pairs(&self, count: usize) -> bool {
+        self.carrier.set_pairs(count.min(self.carrier.pairs()));
+        if self.tap.set_pairs(count).is_err() {
+            return false;
+        }
+        self.carrier.set_pairs(count);
+        for receiver in &self.receivers {
+            // A full counter (EAGAIN) is readable too.
+            let _ = receiver.write(1);
+        }
+        true
     }
 }
 

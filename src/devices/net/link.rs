@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::header::Header;
@@ -105,19 +105,21 @@ pub struct Link {
     pub keeps: Option<Box<dyn Any + Send>>,
 }
 
-/// Whether the link is there, which the guest is told.
+/// What the link carries: whether it is there, which the guest is told, and for how many pairs of
+/// queues, which the guest says.
 #[derive(Clone)]
 pub struct Carrier(Arc<State>);
 
 struct State {
     name: String,
     up: AtomicBool,
+    pairs: AtomicUsize,
 }
 
 impl Carrier {
-    /// Of the link `name`, which is there.
+    /// Of the link `name`, which is there, for the first pair.
     pub fn new(name: String) -> Self {
-        Self(Arc::new(State { name, up: AtomicBool::new(true) }))
+        Self(Arc::new(State { name, up: AtomicBool::new(true), pairs: AtomicUsize::new(1) }))
     }
 
     /// True while it is there.
@@ -125,9 +127,26 @@ impl Carrier {
         self.0.up.load(Ordering::Acquire)
     }
 
-    /// The link is gone; the first to find out tells user and guest.
-    pub fn lost(&self, error: &io::Error, config: &ConfigChange) {
-        if self.0.up.swap(false, Ordering::AcqRel) {
+    /// True while it carries frames for pair number `pair`.
+    pub fn carries(&self, pair: usize) -> bool {
+        self.is_up() && pair < self.pairs()
+    }
+
+    /// Pairs that it carries frames for.
+    pub fn pairs(&self) -> usize {
+        self.0.pairs.load(Ordering::Acquire)
+    }
+
+    /// From now on it is for the first `count` pairs. To be called before a queue of a tap device is
+    /// switched off, and after one is switched on.
+    pub fn set_pairs(&self, count: usize) {
+        self.0.pairs.store(count, Ordering::Release);
+    }
+
+    /// The worker of pair number `pair` found that the link is gone; the first to find out tells user
+    /// and guest. A queue that was switched off meanwhile looks the same.
+    pub fn lost(&self, pair: usize, error: &io::Error, config: &ConfigChange) {
+        if pair < self.pairs() && self.0.up.swap(false, Ordering::AcqRel) {
             notice::say(&format!("{}: {error}: the guest's network is down", self.0.name));
             config.tell();
         }

@@ -28,6 +28,8 @@ mod tests;
 mod transmit;
 mod tun;
 
+use std::io;
+
 use anyhow::{Context, Result};
 use virtio_bindings::bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4,
@@ -153,14 +155,20 @@ impl VirtioDevice for Net {
         config: ConfigChange,
     ) -> Result<Vec<Box<dyn Work>>> {
         let accepted = |feature: u32| features & 1 << feature != 0;
+        // 5.1.5: the first pair alone, until the driver asks for more.
+        self.carrier.set_pairs(1);
         // A link that is gone can't be set to anything; that it is, its workers have told.
         if let Some(tap) = self.link.tap.as_ref().filter(|_| self.carrier.is_up()) {
             tap.set_features(features).context("set what the link may leave to the guest")?;
-            // 5.1.5: the first pair alone, until the driver asks for more.
             tap.set_pairs(1).context("set the queues that the link uses")?;
         }
         // 5.1.2: where the control queue is.
         let pairs = if accepted(VIRTIO_NET_F_MQ) { self.pairs() } else { 1 };
+        let receiver =
+            |queue: &&Queue| queue.index().is_multiple_of(2) && queue.index() < 2 * pairs;
+        let receivers = queues.iter().filter(receiver);
+        let receivers = receivers.map(|queue| queue.kick().try_clone());
+        let mut receivers = receivers.collect::<io::Result<Vec<_>>>().context("copy an eventfd")?;
         let mut works: Vec<Box<dyn Work>> = Vec::new();
         for queue in queues {
             let (index, chain) = (queue.index(), Chain::new(queue.ram()));
@@ -186,7 +194,8 @@ impl VirtioDevice for Net {
                 })),
                 (None, _) if index == 2 * pairs && accepted(VIRTIO_NET_F_CTRL_VQ) => {
                     let Some(tap) = self.link.tap.clone() else { continue };
-                    works.push(Box::new(Control { queue, chain, tap, pairs }));
+                    let receivers = std::mem::take(&mut receivers);
+                    works.push(Box::new(Control { queue, chain, tap, carrier, receivers, pairs }));
                 }
                 // Queues that the driver set up and has no use for.
                 (None, _) => {}

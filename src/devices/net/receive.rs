@@ -21,7 +21,7 @@ pub struct Receive {
     pub source: Arc<Mutex<dyn Source>>,
     /// Where they go.
     pub room: Room,
-    /// Whether the link is there.
+    /// Whether they come.
     pub carrier: Carrier,
     /// How the driver is told that it is not.
     pub config: ConfigChange,
@@ -55,7 +55,8 @@ impl Receive {
     fn receive(&mut self, watch: &Watch) -> Result<()> {
         let source = self.source.clone();
         let mut source = source.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut wanted = self.carrier.is_up();
+        let pair = self.room.queue().index() / 2;
+        let mut wanted = self.carrier.carries(pair);
         for _ in 0..AT_ONCE {
             if !wanted {
                 break;
@@ -67,7 +68,7 @@ impl Receive {
                 Err(Trouble::Guest(malformed)) => Err(malformed)?,
                 Err(Trouble::Link(error)) => {
                     self.room.give_back();
-                    self.carrier.lost(&error, &self.config);
+                    self.carrier.lost(pair, &error, &self.config);
                     wanted = false;
                 }
             }

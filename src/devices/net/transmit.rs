@@ -26,7 +26,7 @@ pub struct Transmit {
     pub queue: Queue,
     /// Room for the one at hand.
     pub chain: Chain,
-    /// Whether the link is there.
+    /// Whether they go.
     pub carrier: Carrier,
     /// How the driver is told that it is not.
     pub config: ConfigChange,
@@ -55,6 +55,7 @@ impl Transmit {
         let sink = self.sink.clone();
         let mut sink = sink.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut count, mut full) = (0, false);
+        let pair = self.queue.index() / 2;
         while count < AT_ONCE && self.queue.pop(&mut self.chain)? {
             match self.send(&mut *sink) {
                 Ok(true) => {}
@@ -63,16 +64,16 @@ impl Transmit {
                     full = true;
                     break;
                 }
-                Err(error) => self.carrier.lost(&error, &self.config),
+                Err(error) => self.carrier.lost(pair, &error, &self.config),
             }
             self.queue.push(self.chain.head, 0)?;
             count += 1;
         }
-        let flushed = if self.carrier.is_up() { sink.flush() } else { Ok(true) };
+        let flushed = if self.carrier.carries(pair) { sink.flush() } else { Ok(true) };
         let waits = match flushed {
             Ok(flushed) => full || !flushed,
             Err(error) => {
-                self.carrier.lost(&error, &self.config);
+                self.carrier.lost(pair, &error, &self.config);
                 false
             }
         };
@@ -96,7 +97,7 @@ impl Transmit {
         let frame = &mut self.chain.readable;
         let mut bytes = [0; header::LEN];
         let whole = frame.read(&mut bytes) == bytes.len();
-        if !whole || !self.carrier.is_up() {
+        if !whole || !self.carrier.carries(self.queue.index() / 2) {
             return Ok(true);
         }
         match Header::parse(&bytes).check(frame.len(), self.features) {
