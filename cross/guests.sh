@@ -11,6 +11,7 @@ guests() {
   stock_guests "$1"
   part "$1" modules virtio_modules
   part "$1" disk-tools disk_tools
+  part "$1" passt passt_tree
 }
 
 # part ARCH NAME FUNCTION: what is in the folder NAME of the guests is made by FUNCTION, which is
@@ -46,6 +47,11 @@ disk_tools() {
   program_tree "$1/mke2fs" "$2" sbin/mke2fs e2fsprogs
   program_tree "$1/e2fsck" "$2" sbin/e2fsck e2fsprogs
   program_tree "$1/qemu-img" "$2" usr/bin/qemu-img qemu-utils
+}
+
+# passt_tree FOLDER ARCH: passt, and what it needs to run anywhere.
+passt_tree() {
+  program_tree "$1" "$2" usr/bin/passt passt
 }
 
 # stock_guests ARCH: what there is beside the parts.

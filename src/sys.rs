@@ -113,6 +113,32 @@ pub fn writev(stream: &impl AsFd, pieces: &[libc::iovec]) -> io::Result<usize> {
     transferred(unsafe { libc::writev(fd, pieces.as_ptr(), count) })
 }
 
+/// A copy of descriptor number `fd`, which this process was started with, and which no program that
+/// it starts gets.
+pub fn inherited(fd: libc::c_int) -> io::Result<OwnedFd> {
+    // SAFETY: fcntl takes plain integers and checks them.
+    let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) };
+    if copy < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: as above.
+    unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+    // SAFETY: the call above just made this descriptor, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
+/// The kind of a socket, `SOCK_…`.
+pub fn socket_type(socket: &impl AsFd) -> io::Result<libc::c_int> {
+    let (mut kind, mut len) = (0 as libc::c_int, size_of::<libc::c_int>() as libc::socklen_t);
+    let fd = socket.as_fd().as_raw_fd();
+    let (level, name, to) = (libc::SOL_SOCKET, libc::SO_TYPE, (&raw mut kind).cast());
+    // SAFETY: the pointers are to an int and to its length.
+    match unsafe { libc::getsockopt(fd, level, name, to, &mut len) } {
+        0 => Ok(kind),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// This thread's id, for [`signal_thread`].
 pub fn thread_id() -> libc::pid_t {
     // SAFETY: gettid has no preconditions.

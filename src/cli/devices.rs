@@ -11,6 +11,7 @@ use bivisor::devices::block::raw::{Access, Raw};
 use bivisor::devices::entropy::Entropy;
 use bivisor::virtio::VirtioDevice;
 
+use super::net::{self, NetOptions};
 use super::parse;
 
 /// The devices of a guest. It finds them in this order: those of one option in the order given.
@@ -22,6 +23,10 @@ pub struct DeviceOptions {
     /// Give the guest an empty disk that is gone afterwards (repeatable; behind those of --disk)
     #[arg(long, value_name = "SIZE", value_parser = parse::size, allow_hyphen_values = true)]
     scratch: Vec<u64>,
+    /// Give the guest a network: through passt, a tap device, an inherited descriptor or a Unix socket
+    /// (repeatable; also mac=ADDRESS and mtu=BYTES)
+    #[arg(long, value_name = net::FORMS, value_parser = net::net)]
+    net: Vec<NetOptions>,
     /// Give the guest the host's random bytes
     #[arg(long)]
     rng: bool,
@@ -51,6 +56,9 @@ impl DeviceOptions {
             let raw = Raw::scratch(*size).with_context(|| format!("--scratch {size}"))?;
             devices.push(Box::new(Block::new(Arc::new(raw), "scratch", cpus)));
         }
+        for (index, net) in self.net.iter().enumerate() {
+            devices.push(Box::new(net.open(index, cpus)?));
+        }
         if self.rng {
             devices.push(Box::new(Entropy::new().context("--rng")?));
         }
@@ -59,7 +67,7 @@ impl DeviceOptions {
 }
 
 /// The parts of `text` between commas; a doubled one is a comma.
-fn parts(text: &str) -> Vec<String> {
+pub fn parts(text: &str) -> Vec<String> {
     let mut parts = vec![String::new()];
     let mut rest = text.chars().peekable();
     while let Some(c) = rest.next() {

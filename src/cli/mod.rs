@@ -6,6 +6,7 @@ mod devices;
 mod disk;
 mod guests;
 mod inspect;
+mod net;
 mod parse;
 mod run;
 
@@ -108,6 +109,7 @@ Examples:
   bivisor run kernel.elf --expect 'all tests passed' --fail-on PANIC --no-progress 30s
   bivisor run vmlinuz --initrd-dir root --cpus 2 --cmdline quiet
   bivisor run vmlinuz --initrd initrd.img --disk root.img --cmdline root=/dev/vda
+  bivisor run vmlinuz --initrd initrd.img --disk root.img --net user,hostfwd=tcp:5555:22 --cmdline root=/dev/vda1
   bivisor run kernel.elf --console pty
   bivisor run kernel.elf --gdb tcp:1234        # then: gdb kernel.elf -ex 'target remote :1234'
 

@@ -1,0 +1,364 @@
+//! Networks of stock kernels: over the stream protocol, over a tap device of this host, and through
+//! passt. Each test has network interfaces of its own, so that none is left and none is in the way.
+
+mod common;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use common::stock::{
+    CLOUD, PATIENCE, PROLOGUE, boot, fetched, guests, root, whole_kernels, with_drivers,
+};
+use common::{Ran, Run, bivisor, folder, kvm, wait};
+use tempfile::TempDir;
+
+/// What these guests can do.
+const BEGIN: &str = "mkfifo /quiet; exec 9<>/quiet
+bits() { for bit; do cut -c $((bit + 1)) /sys/bus/virtio/devices/virtio0/features; done | tr -d '\\n'; }
+up() { ip link set lo up; ip addr add $1 dev eth0; ip link set eth0 up; }
+";
+
+/// Bytes of what is sent. Our choice: many times what all buffers on the way hold.
+const LEN: usize = 4 << 20;
+
+/// Bytes in which nothing can be in another's place.
+fn data() -> Vec<u8> {
+    let mut state = 1u32;
+    let mut next = || {
+        // Numerical Recipes, "An Even Quicker Generator".
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24) as u8
+    };
+    (0..LEN).map(|_| next()).collect()
+}
+
+/// A root folder with drivers, `data` in a file, and an init that does `script` and switches off.
+fn network_root(script: &str, data: &[u8]) -> TempDir {
+    let root = root(&format!("{PROLOGUE}{BEGIN}{script}\npoweroff -f\n"));
+    let root = with_drivers(root, &["failover", "virtio_net"]);
+    fs::write(root.path().join("data"), data).unwrap();
+    root
+}
+
+/// A guest with `root` and the network `net`.
+fn guest(root: &TempDir, net: &str) -> Run {
+    boot(CLOUD, root).words("--cmdline quiet --memory 256M --net").arg(net)
+}
+
+/// What a guest that ended well showed.
+fn said(ran: &Ran) -> String {
+    assert_eq!(ran.status, 0, "{ran:?}");
+    ran.text().replace('\r', "")
+}
+
+fn shows(ran: &Ran, what: &str) {
+    assert!(said(ran).contains(what), "no {what}: {ran:?}");
+}
+
+/// Gives this thread and what it starts network interfaces of their own.
+fn own_interfaces() {
+    // SAFETY: unshare takes flags only.
+    let own = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+    assert_eq!(own, 0, "{}", std::io::Error::last_os_error());
+    busybox("ip link set lo up");
+}
+
+fn busybox(line: &str) {
+    let status = Command::new(guests().join("busybox")).args(line.split(' ')).status().unwrap();
+    assert!(status.success(), "{line}: {status}");
+}
+
+/// if_tun.h: TUNSETIFF and TUNSETPERSIST; IFF_TAP with IFF_NO_PI, and IFF_MULTI_QUEUE.
+const TUNSETIFF: u32 = 0x4004_54ca;
+const TUNSETPERSIST: u32 = 0x4004_54cb;
+const TAP: u16 = 0x1002;
+const MULTI_QUEUE: u16 = 0x0100;
+
+/// A tap device, for as long as its interfaces' thread lives, with an address.
+fn tap(name: &str, flags: u16, address: &str) {
+    let tun = fs::File::options().read(true).write(true).open("/dev/net/tun").unwrap();
+    let mut request = [0u8; 40];
+    request[..name.len()].copy_from_slice(name.as_bytes());
+    request[16..18].copy_from_slice(&(TAP | flags).to_ne_bytes());
+    // SAFETY: the request reads an `ifreq`, which has 40 bytes.
+    let made = unsafe { libc::ioctl(tun.as_raw_fd(), TUNSETIFF as _, &mut request) };
+    // SAFETY: the request takes a number.
+    let kept = unsafe { libc::ioctl(tun.as_raw_fd(), TUNSETPERSIST as _, 1) };
+    assert_eq!((made, kept), (0, 0), "{}", std::io::Error::last_os_error());
+    busybox(&format!("ip addr add {address} dev {name}"));
+    busybox(&format!("ip link set {name} up"));
+}
+
+/// The test may make interfaces.
+fn interfaces() -> Option<String> {
+    common::root().or_else(|| {
+        let tun = Path::new("/dev/net/tun").exists();
+        (!tun).then(|| "no /dev/net/tun here (modprobe tun)".into())
+    })
+}
+
+/// Takes one connection, sends `data` or else waits for the other end's, and gives what came: the
+/// guest's nc stops when it has nothing more to expect.
+fn serve(address: &str, data: Vec<u8>) -> JoinHandle<Vec<u8>> {
+    let listener = TcpListener::bind(address).unwrap();
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        if !data.is_empty() {
+            stream.write_all(&data).unwrap();
+            stream.shutdown(Shutdown::Write).unwrap();
+        }
+        let mut got = Vec::new();
+        stream.read_to_end(&mut got).expect("read what the guest sends");
+        got
+    })
+}
+
+/// Pings `host` until it answers, and says so.
+fn reach(host: &str) -> String {
+    format!("until ping -c 1 -W 1 {host} > /dev/null; do :; done; echo reached\n")
+}
+
+/// What a guest does with `host`: sends the data, and compares what it gets.
+fn exchange(host: &str, ports: [u16; 2]) -> String {
+    format!(
+        "until nc {host} {} < /data; do :; done
+until nc {host} {} <&9 > /got; do :; done
+cmp /data /got && echo got it whole
+",
+        ports[0], ports[1]
+    )
+}
+
+/// A guest on a tap device: what it and the host's kernel send each other, with and without several
+/// queues.
+fn over_tap(flags: u16, cpus: usize, show: &str, expected: &str) {
+    own_interfaces();
+    tap("tap0", flags, "10.0.0.1/24");
+    let data = data();
+    let (to, from) = (serve("10.0.0.1:7001", Vec::new()), serve("10.0.0.1:7002", data.clone()));
+    let (reach, exchange) = (reach("10.0.0.1"), exchange("10.0.0.1", [7001, 7002]));
+    let script = format!("up 10.0.0.2/24\n{show}\n{reach}{exchange}");
+    let root = network_root(&script, &data);
+    let ran = guest(&root, "tap=tap0").words(&format!("--cpus {cpus}")).finish();
+    shows(&ran, expected);
+    shows(&ran, "reached\n");
+    shows(&ran, "got it whole\n");
+    assert!(to.join().unwrap() == data, "the host gets what the guest sends");
+    assert!(from.join().unwrap().is_empty());
+}
+
+/// Checksums, segmentation both ways, mergeable buffers, MAC and MTU.
+fn a_tap_device_carries_offloaded_frames() {
+    let show = "echo offers=$(bits 0 1 5 7 8 11 12 15 16) $(cat /sys/class/net/eth0/address)";
+    over_tap(0, 1, show, "offers=111111111 02:62:76:00:00:00\n");
+}
+
+fn a_tap_device_with_several_queues() {
+    let show = "echo queues=$(ls /sys/class/net/eth0/queues | wc -w) $(bits 17 22)";
+    over_tap(MULTI_QUEUE, 2, show, "queues=4 11\n");
+}
+
+/// HOSTILE 41: a tap device that is down loses frames; one that is deleted is a cable that is pulled.
+fn a_tap_device_goes_down_up_and_away() {
+    own_interfaces();
+    tap("tap0", 0, "10.0.0.1/24");
+    let script = "up 10.0.0.2/24
+reach() { until ping -c 1 -W 1 10.0.0.1 > /dev/null; do :; done; echo reached $1; read line; }
+reach first
+ping -c 1 -W 1 10.0.0.1 > /dev/null || echo not reached; read line
+reach again
+until [ $(cat /sys/class/net/eth0/carrier) = 0 ]; do :; done; echo no carrier
+ping -c 1 -W 1 10.0.0.1 > /dev/null || echo not reached";
+    let root = network_root(script, b"");
+    let mut command = guest(&root, "tap=tap0").command;
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("start bivisor");
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut stdin = child.stdin.take().unwrap();
+    let mut wait_for = |text: &str| {
+        let found = lines.find(|line| line.as_ref().is_ok_and(|line| line.contains(text)));
+        assert!(found.is_some(), "the guest says '{text}'");
+    };
+    wait_for("reached first");
+    busybox("ip link set tap0 down");
+    stdin.write_all(b"\n").unwrap();
+    wait_for("not reached");
+    busybox("ip link set tap0 up");
+    stdin.write_all(b"\n").unwrap();
+    wait_for("reached again");
+    busybox("ip link del tap0");
+    stdin.write_all(b"\n").unwrap();
+    wait_for("no carrier");
+    wait_for("not reached");
+    assert_eq!(wait(&mut child, PATIENCE), Some(0));
+    let told = std::io::read_to_string(child.stderr.take().unwrap()).unwrap();
+    assert!(told.contains("tap tap0: ") && told.contains("the guest's network is down"), "{told}");
+    assert_eq!(told.lines().count(), 1, "{told}");
+}
+
+/// Carries bytes from each of two guests to the other, once both are there.
+fn cable(ends: [UnixListener; 2]) -> JoinHandle<()> {
+    thread::spawn(move || {
+        let ends = ends.map(|end| end.accept().expect("a guest comes").0);
+        let carry = |from: &UnixStream, to: &UnixStream| {
+            let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+            thread::spawn(move || {
+                // A guest that ends is no error.
+                let _ = std::io::copy(&mut from, &mut to);
+                let _ = to.shutdown(Shutdown::Write);
+            })
+        };
+        let both = [carry(&ends[0], &ends[1]), carry(&ends[1], &ends[0])];
+        both.into_iter().for_each(|one| one.join().unwrap());
+    })
+}
+
+fn two_guests_talk_over_a_stream() {
+    let folder = folder();
+    let cable = cable(["a", "b"].map(|name| UnixListener::bind(folder.path().join(name)).unwrap()));
+    // Our choice: exits are what takes time here, some for each frame, so there are fewer of them.
+    let data = data()[..LEN / 4].to_vec();
+    let serves = "up 10.0.0.1/24
+nc -l -p 7001 <&9 > /got
+nc -l -p 7002 < /data > /dev/null
+cmp /data /got && echo got it whole";
+    let (reach, exchange) = (reach("10.0.0.1"), exchange("10.0.0.1", [7001, 7002]));
+    let asks = format!("up 10.0.0.2/24\n{reach}{exchange}");
+    let start = |name: &str, script: &str| {
+        let root = network_root(script, &data);
+        let socket = folder.path().join(name);
+        let net = format!("unix={},mtu=9000,mac=02:00:00:00:00:0{name}", socket.display());
+        thread::spawn(move || guest(&root, &net).finish())
+    };
+    for run in [start("a", serves), start("b", &asks)] {
+        shows(&run.join().unwrap(), "got it whole\n");
+    }
+    cable.join().unwrap();
+}
+
+/// `bivisor run` of a small guest with `net`, where it finds the program passt or does not.
+fn small_guest(folder: &TempDir, path: &Path, net: &str) -> Ran {
+    let mut run = bivisor("run").arg(common::guest_file(folder, "hello")).words("--net").arg(net);
+    run.command.env("PATH", path);
+    run.finish()
+}
+
+fn without_passt_its_package_is_named() {
+    let folder = folder();
+    let ran = small_guest(&folder, folder.path(), "user");
+    let expected = "bivisor: --net user: there is no passt here: install it (apt install passt)\n";
+    assert_eq!((ran.status, ran.stderr.as_str()), (125, expected));
+}
+
+fn links_that_are_not_there_are_named() {
+    let folder = folder();
+    for (net, named) in [
+        ("tap=nosuch0", "--net tap=nosuch0: there is no interface nosuch0: make it"),
+        ("tap=much-too-long-a-name", "at most 15 bytes"),
+        ("unix=/nosuch", "--net unix=/nosuch: connect to it"),
+        ("fd=0", "--net fd=0: the first three are standard streams"),
+        ("fd=1000", "--net fd=1000: use it (was it passed on?)"),
+    ] {
+        let ran = small_guest(&folder, folder.path(), net);
+        assert!(ran.status == 125 && ran.stderr.contains(named), "{net}: {ran:?}");
+        assert_eq!(ran.stderr.lines().count(), 1, "{ran:?}");
+    }
+}
+
+/// A folder with Debian's passt, which needs its own libraries.
+fn passt(folder: &TempDir) {
+    let (tree, path) = (guests().join("passt"), folder.path().join("passt"));
+    let (shell, tree) = (guests().join("busybox"), tree.display());
+    let script = format!(
+        "#!{} sh\nexec {tree}/loader --library-path {tree} {tree}/passt \"$@\"\n",
+        shell.display()
+    );
+    fs::write(&path, script).unwrap();
+    fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+    // Started by root, it becomes nobody, whom an emulated host does not know.
+    if !Path::new("/etc/passwd").exists() {
+        fs::create_dir_all("/etc").unwrap();
+        fs::write("/etc/passwd", "nobody:x:65534:65534:nobody:/:/bin/false\n").unwrap();
+    }
+}
+
+/// Interfaces as of a host that is on a network.
+fn connected() {
+    own_interfaces();
+    tap("up0", 0, "192.0.2.2/24");
+    busybox("ip route add default via 192.0.2.1");
+}
+
+fn passt_says_why_it_does_not_start() {
+    connected();
+    let folder = folder();
+    passt(&folder);
+    let _taken = TcpListener::bind("127.0.0.1:5555").unwrap();
+    let ran = small_guest(&folder, folder.path(), "user,hostfwd=tcp:5555:22");
+    assert_eq!(ran.status, 125, "{ran:?}");
+    assert!(ran.stderr.starts_with("bivisor: --net user: passt: "), "{ran:?}");
+    assert!(ran.stderr.contains("5555") && ran.stderr.lines().count() == 1, "{ran:?}");
+}
+
+/// What the guest's server on port 80 sends, once it is there.
+fn fetch() -> Vec<u8> {
+    let mut got = Vec::new();
+    while got.is_empty() {
+        thread::sleep(Duration::from_millis(100));
+        let Ok(stream) = TcpStream::connect("127.0.0.1:5555") else { continue };
+        stream.set_read_timeout(Some(PATIENCE / 4)).unwrap();
+        // A server that is not there yet is a connection that ends. Whoever has everything hangs up.
+        let _ = stream.take(LEN as u64).read_to_end(&mut got);
+    }
+    got
+}
+
+fn passt_connects_guest_and_host() {
+    connected();
+    let folder = folder();
+    passt(&folder);
+    let data = data();
+    let (to, from) = (serve("127.0.0.1:7001", Vec::new()), serve("127.0.0.1:7002", data.clone()));
+    let script = format!(
+        "up 192.0.2.2/24\nip route add default via 192.0.2.1\necho mtu=$(cat /sys/class/net/eth0/mtu)\n{}\
+         nc -l -p 80 < /data > /dev/null\necho served",
+        exchange("192.0.2.1", [7001, 7002])
+    );
+    let root = network_root(&script, &data);
+    let mut run = guest(&root, "user,hostfwd=tcp:5555:80");
+    run.command.env("PATH", folder.path());
+    let run = thread::spawn(|| run.finish());
+    assert!(to.join().unwrap() == data, "the host gets what the guest sends");
+    assert!(from.join().unwrap().is_empty());
+    // Only now: passt is patient with a guest that does not answer yet.
+    let got = fetch();
+    assert!(got == data, "the host gets what it asks for, not {} of {LEN} bytes", got.len());
+    let ran = run.join().unwrap();
+    for text in ["mtu=65520\n", "got it whole\n", "served\n"] {
+        shows(&ran, text);
+    }
+    // Its ports are free again.
+    TcpListener::bind("127.0.0.1:5555").unwrap();
+}
+
+fn main() {
+    common::conclude(common::cases! {
+        a_tap_device_carries_offloaded_frames, kvm, fetched, whole_kernels, interfaces;
+        a_tap_device_with_several_queues, kvm, fetched, whole_kernels, interfaces;
+        a_tap_device_goes_down_up_and_away, kvm, fetched, whole_kernels, interfaces;
+        two_guests_talk_over_a_stream, kvm, fetched, whole_kernels;
+        passt_connects_guest_and_host, kvm, fetched, whole_kernels, interfaces;
+        passt_says_why_it_does_not_start, fetched, interfaces;
+        without_passt_its_package_is_named;
+        links_that_are_not_there_are_named;
+    })
+}
