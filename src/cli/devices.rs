@@ -12,6 +12,7 @@ use bivisor::devices::entropy::Entropy;
 use bivisor::virtio::VirtioDevice;
 
 use super::parse;
+use super::vsock::{VsockOptions, vsock};
 
 /// The devices of a guest. It finds them in this order: those of one option in the order given.
 #[derive(clap::Args)]
@@ -25,6 +26,9 @@ pub struct DeviceOptions {
     /// Give the guest the host's random bytes
     #[arg(long)]
     rng: bool,
+    /// Let programs of guest and host talk by sockets: those of the host through the socket PATH
+    #[arg(long, value_name = "CID,unix=PATH", value_parser = vsock, allow_hyphen_values = true)]
+    vsock: Option<VsockOptions>,
 }
 
 /// A disk as an option says it.
@@ -53,6 +57,9 @@ impl DeviceOptions {
         }
         if self.rng {
             devices.push(Box::new(Entropy::new().context("--rng")?));
+        }
+        if let Some(vsock) = &self.vsock {
+            devices.push(vsock.open()?);
         }
         Ok(devices)
     }

@@ -8,6 +8,7 @@ mod guests;
 mod inspect;
 mod parse;
 mod run;
+mod vsock;
 
 use std::ffi::OsString;
 use std::io::{self, Write};

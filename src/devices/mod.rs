@@ -14,6 +14,7 @@ mod rig;
 pub mod rtc;
 pub mod serial;
 pub mod stop_register;
+pub mod vsock;
 
 /// The value of an access of up to eight bytes, little-endian.
 pub fn value(data: &[u8]) -> u64 {
