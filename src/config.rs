@@ -48,6 +48,17 @@ impl Memory {
     }
 }
 
+/// The device that a guest finds behind its console.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ConsoleDevice {
+    /// The serial port.
+    #[default]
+    Serial,
+    /// A virtio console. The serial port prints there too, for what has no driver yet, and has no
+    /// input.
+    Virtio,
+}
+
 /// A machine to be built.
 pub struct Config {
     /// The image.
@@ -76,6 +87,8 @@ pub struct Config {
     pub cpus: usize,
     /// The host's side of the console.
     pub console: Console,
+    /// The guest's side of it.
+    pub console_device: ConsoleDevice,
     /// Texts that end the guest well, any one of them, when the console shows it. A guest that
     /// ends by itself without one has failed.
     pub expect: Vec<String>,
@@ -136,6 +149,7 @@ impl Config {
             image_memory: ImageMemory::default(),
             cpus: 1,
             console,
+            console_device: ConsoleDevice::default(),
             expect: Vec::new(),
             fail_on: Vec::new(),
             no_progress: None,

@@ -17,6 +17,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::arch::Vcpu;
 use crate::console::{Output, PATIENCE};
 use crate::debug::Trap;
+use crate::devices::console::Screen;
 use crate::exit::{Crash, Stop};
 use crate::gdb::{Debugger, Session};
 use crate::journal::{Counts, Journal};
@@ -81,6 +82,7 @@ impl Machine {
         if self.input.is_standard() {
             caught.extend(PAUSING_SIGNALS);
         }
+        caught.extend(self.screen.iter().map(|_| libc::SIGWINCH));
         let signals = self.catch_signals.then(|| sys::signal_fd(&caught)).transpose();
         let ending = Ending {
             expects: self.expects,
@@ -155,6 +157,7 @@ impl Machine {
                 output: &self.output,
                 wake: &self.wake,
                 debugger: debugger.as_ref(),
+                screen: self.screen.as_deref(),
             };
             wait.run(signals.as_ref(), deadline, stall);
         });
@@ -258,6 +261,7 @@ struct Wait<'a> {
     output: &'a Output,
     wake: &'a EventFd,
     debugger: Option<&'a Debugger>,
+    screen: Option<&'a Screen>,
 }
 
 impl Wait<'_> {
@@ -281,7 +285,8 @@ impl Wait<'_> {
             }
             let waiting = self.output.waiting();
             flush_at = waiting.and(flush_at.or(Some(now + PATIENCE)));
-            let flush = waiting.filter(|_| !alive || flush_at.is_some_and(|at| at <= now));
+            let due = self.output.hurries() || flush_at.is_some_and(|at| at <= now);
+            let flush = waiting.filter(|_| !alive || due);
             if !alive && waiting.is_none() {
                 return;
             }
@@ -320,6 +325,7 @@ impl Wait<'_> {
                 match number {
                     libc::SIGTSTP => terminal::suspend(),
                     libc::SIGCONT => terminal::resume(),
+                    libc::SIGWINCH => self.screen.into_iter().for_each(Screen::look),
                     _ => {
                         impatient = true;
                         self.ending.end(Stop::Signal(number), None);

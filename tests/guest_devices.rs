@@ -1,4 +1,4 @@
-//! Devices that a stock kernel drives with its own modules: sockets between guest and host.
+//! Devices that a stock kernel drives with its own modules: sockets between guest and host, a console.
 //!
 //! What a device does in each case is tested beside its code; here is that real drivers agree.
 
@@ -7,6 +7,7 @@ mod common;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
@@ -18,6 +19,23 @@ use common::stock::{
 };
 use common::{Run, folder, kvm, wait};
 use tempfile::TempDir;
+
+/// The init of a guest whose console needs a driver: where that is not there yet, so is no console.
+const HVC_INIT: &str = "#!/bin/busybox sh
+/bin/busybox mkdir -p /proc /sys /dev /tmp
+/bin/busybox mount -t proc proc /proc
+/bin/busybox mount -t sysfs sys /sys
+/bin/busybox mount -t devtmpfs dev /dev
+/bin/busybox --install -s /bin
+exec </dev/null >/dev/kmsg 2>&1
+echo '<3>words before the driver'
+for module in /modules/*.ko; do insmod $module; done
+until [ -c /dev/hvc0 ]; do sleep 0.1; done
+echo '<3>words behind it'
+exec </dev/hvc0 >/dev/hvc0 2>&1
+echo The guest is up.
+exec setsid -c sh
+";
 
 /// A root folder for a shell with these drivers.
 fn shell(names: &[&str]) -> TempDir {
@@ -35,7 +53,8 @@ struct Guest {
 impl Guest {
     /// Starts it, and waits until its drivers are there.
     fn start(run: Run) -> Self {
-        let mut command = run.command;
+        // Else a guest that hangs would never end.
+        let mut command = run.words("--timeout 180s").command;
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().expect("start bivisor");
         let typing = child.stdin.take().unwrap();
@@ -152,8 +171,82 @@ fn sockets_connect_programs_of_guest_and_host() {
     assert!(!socket.exists());
 }
 
+fn console_root() -> TempDir {
+    with_drivers(root(HVC_INIT), &["virtio_console"])
+}
+
+fn a_virtio_console_shows_everything_once_and_in_order() {
+    let root = console_root();
+    let input = "tty\nseq 1 1000\necho the end; sleep 1; poweroff -f\n";
+    let run = boot(CLOUD, &root).words("--cmdline quiet --console virtio");
+    let ran = run.input(input.as_bytes()).finish();
+    let text = ran.text().replace('\r', "");
+    assert_eq!(ran.status, 0, "{ran:?}");
+    // By the serial port, before there is a driver, and only so; then by the console alone.
+    assert_eq!(text.matches("words before the driver").count(), 1, "{ran:?}");
+    assert_eq!(text.matches("words behind it").count(), 1, "{ran:?}");
+    assert!(text.contains("\n/dev/hvc0\n"), "{ran:?}");
+    let numbers = text.lines().filter_map(|line| line.parse::<u32>().ok());
+    assert!(numbers.eq(1..=1000), "{ran:?}");
+}
+
+fn a_text_on_a_virtio_console_is_noticed() {
+    let root = console_root();
+    let run = boot(CLOUD, &root).words("--cmdline quiet --console virtio --expect 4321-mark");
+    let ran = run.input(b"echo $((4320+1))-mark; sleep 1000\n").finish();
+    assert_eq!(ran.status, 0, "{ran:?}");
+}
+
+/// Changes the size of a terminal.
+fn resize(terminal: &fs::File, (ws_col, ws_row): (u16, u16)) {
+    let size = libc::winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the request reads a size.
+    let result =
+        unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ as _, &raw const size) };
+    assert_eq!(result, 0);
+}
+
+fn the_size_of_a_terminal_reaches_the_guest() {
+    let root = console_root();
+    let (upper, path) = bivisor::terminal::open_pty().unwrap();
+    resize(&upper, (100, 30));
+    let lower = fs::File::options().read(true).write(true).open(path).unwrap();
+    let mut command =
+        boot(CLOUD, &root).words("--cmdline quiet --console virtio --timeout 180s").command;
+    command.stdin(lower.try_clone().unwrap()).stdout(lower).stderr(Stdio::null());
+    let mut child = command.spawn().expect("start bivisor");
+    drop(command);
+    let mut seen = String::new();
+    let mut until = |text: &str| {
+        let deadline = Instant::now() + PATIENCE;
+        let mut bytes = [0; 4096];
+        while !seen.contains(text) {
+            assert!(Instant::now() < deadline, "no {text} in {seen}");
+            match (&upper).read(&mut bytes) {
+                Ok(count) => seen += &String::from_utf8_lossy(&bytes[..count]),
+                Err(_) => thread::sleep(Duration::from_millis(20)),
+            }
+        }
+        seen.clear();
+    };
+    let type_in = |line: &[u8]| (&upper).write_all(line).unwrap();
+    until("The guest is up.");
+    type_in(b"stty size\n");
+    until("30 100");
+    resize(&upper, (132, 43));
+    // SAFETY: takes numbers. The terminal is nobody's, so nobody else sends it.
+    unsafe { libc::kill(child.id() as i32, libc::SIGWINCH) };
+    type_in(b"while [ \"$(stty size)\" != '43 132' ]; do sleep 0.1; done; echo grown $((6*7))\n");
+    until("grown 42");
+    type_in(b"poweroff -f\n");
+    assert_eq!(wait(&mut child, PATIENCE), Some(0));
+}
+
 fn main() {
     common::conclude(common::cases! {
+        a_virtio_console_shows_everything_once_and_in_order, kvm, fetched, whole_kernels;
+        a_text_on_a_virtio_console_is_noticed, kvm, fetched, whole_kernels;
+        the_size_of_a_terminal_reaches_the_guest, kvm, fetched, whole_kernels;
         sockets_connect_programs_of_guest_and_host, kvm, fetched, whole_kernels;
     })
 }

@@ -3,6 +3,7 @@
 
 pub mod block;
 pub mod cmos;
+pub mod console;
 pub mod debug_console;
 pub mod entropy;
 pub mod exit_register;

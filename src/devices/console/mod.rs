@@ -1,23 +1,26 @@
 //! The console device (virtio v1.3, 5.3): what the 16550 does a byte and an exit at a time, by the
-//! buffer. One port, without the multiport feature.
+//! buffer. There is one port; [`control`] is for what a driver says beside it.
 //!
-//! Input is taken from the host only when the guest has a buffer for it. Output goes to
+//! Input is taken from the host only when the guest has a buffer for it and says, if it can, that it
+//! is ready. Output goes to
 //! [`Output`], whose event loop writes it: a host's reader that is slow has the guest wait for its
 //! buffers, and this thread sleeps meanwhile.
 
+mod control;
 #[cfg(test)]
 mod tests;
 
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::console::{Input, Listener, Output};
+use self::control::Control;
+use crate::console::{Console as HostConsole, Input, Listener, Nature, Output};
 use crate::terminal;
 use crate::virtio::chain::{Chain, Malformed};
 use crate::virtio::queue::Queue;
@@ -30,12 +33,15 @@ const ID: u32 = 3;
 /// Its queues, as the driver sees them (5.3.2).
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
+const CONTROL_RECEIVE: usize = 2;
+const CONTROL_TRANSMIT: usize = 3;
 
 /// Our choice: Linux's driver puts a page into each place of the first queue.
 const QUEUE_SIZE: u16 = 16;
 
-/// VIRTIO_CONSOLE_F_SIZE (5.3.3): the terminal's size is known.
+/// Features (5.3.3): the terminal's size is known; there are control queues.
 const F_SIZE: u64 = 1 << 0;
+const F_MULTIPORT: u64 = 1 << 1;
 
 /// Bytes that are copied at once.
 const PART: usize = 512;
@@ -46,21 +52,33 @@ const AT_ONCE: usize = 64;
 /// Event numbers.
 const INPUT: u32 = 0;
 const ROOM: u32 = 1;
+const SIZE: u32 = 2;
 
 /// The terminal that shows the guest's console, and its size.
 pub struct Screen {
     terminal: File,
     /// Columns, and rows in the upper half.
     size: AtomicU32,
-    /// How a driver is told, while there is one.
-    change: Mutex<Option<ConfigChange>>,
+    /// Readable when it has changed.
+    changed: EventFd,
 }
 
 impl Screen {
     /// The screen behind `terminal`; none if that is something else.
-    pub fn new(terminal: File) -> Option<Arc<Self>> {
-        let size = AtomicU32::new(Self::measure(&terminal)?);
-        Some(Arc::new(Self { terminal, size, change: Mutex::default() }))
+    pub fn new(terminal: File) -> Result<Option<Arc<Self>>> {
+        let Some(size) = Self::measure(&terminal) else { return Ok(None) };
+        let (size, changed) = (AtomicU32::new(size), event()?);
+        Ok(Some(Arc::new(Self { terminal, size, changed })))
+    }
+
+    /// The screen that `console` is shown on, if it is the terminal that we were started from.
+    pub fn of(console: &HostConsole) -> Result<Option<Arc<Self>>> {
+        match console.nature {
+            Nature::Standard => {
+                Self::new(console.output.try_clone().context("copy the console's files")?)
+            }
+            _ => Ok(None),
+        }
     }
 
     fn measure(terminal: &File) -> Option<u32> {
@@ -68,18 +86,22 @@ impl Screen {
         Some(u32::from(columns) | u32::from(rows) << 16)
     }
 
-    /// Looks at it again, and tells the guest of another size.
+    fn size(&self) -> u32 {
+        self.size.load(Ordering::Acquire)
+    }
+
+    /// Looks at it again, and has the guest told of another size.
     pub fn look(&self) {
         let Some(size) = Self::measure(&self.terminal) else { return };
         if self.size.swap(size, Ordering::AcqRel) != size {
-            let change = self.change.lock().unwrap_or_else(PoisonError::into_inner);
-            change.iter().for_each(ConfigChange::tell);
+            // A full counter (EAGAIN) is readable too.
+            let _ = self.changed.write(1);
         }
     }
+}
 
-    fn tell_by(&self, change: Option<ConfigChange>) {
-        *self.change.lock().unwrap_or_else(PoisonError::into_inner) = change;
-    }
+fn event() -> Result<EventFd> {
+    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).context("create an eventfd")
 }
 
 /// Passes on that the host's input has something.
@@ -109,8 +131,6 @@ impl Console {
         input: Arc<Input>,
         screen: Option<Arc<Screen>>,
     ) -> Result<Self> {
-        let event = || EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
-        let event = || event().context("create an eventfd");
         let (arrival, room) = (Arc::new(Arrival(event()?)), event()?);
         let listener: Arc<dyn Listener> = arrival.clone();
         input.listen(Arc::downgrade(&listener));
@@ -129,34 +149,46 @@ impl VirtioDevice for Console {
     }
 
     fn features(&self) -> u64 {
-        if self.screen.is_some() { F_SIZE } else { 0 }
+        F_MULTIPORT | if self.screen.is_some() { F_SIZE } else { 0 }
     }
 
     fn queues(&self) -> Vec<u16> {
-        vec![QUEUE_SIZE; 2]
+        vec![QUEUE_SIZE; 4]
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let size = self.screen.as_ref().map_or(0, |screen| screen.size.load(Ordering::Acquire));
-        read_from(&size.to_le_bytes(), offset, data);
+        let size = self.screen.as_ref().map_or(0, |screen| screen.size());
+        // How many ports there are at the most comes behind the size (5.3.4).
+        read_from(&(u64::from(size) | 1 << 32).to_le_bytes(), offset, data);
     }
 
     fn start(
         &mut self,
-        _: u64,
+        features: u64,
         queues: Vec<Queue>,
         change: ConfigChange,
     ) -> Result<Vec<Box<dyn Work>>> {
-        let Ok([receive, transmit]) = <[Queue; 2]>::try_from(queues) else {
+        let mut queues: Vec<_> = queues.into_iter().map(Some).collect();
+        let mut queue = |index| {
+            let is_it = |queue: &&mut Option<Queue>| {
+                queue.as_ref().is_some_and(|queue| queue.index() == index)
+            };
+            queues.iter_mut().find(is_it).and_then(Option::take)
+        };
+        let (Some(receive), Some(transmit)) = (queue(RECEIVE), queue(TRANSMIT)) else {
             bail!("the driver set up only some of the queues");
         };
-        if let Some(screen) = &self.screen {
-            screen.tell_by(Some(change));
-        }
+        let control = match (queue(CONTROL_RECEIVE), queue(CONTROL_TRANSMIT)) {
+            _ if features & F_MULTIPORT == 0 => None,
+            (Some(to_driver), Some(from_driver)) => Some(Control::new(to_driver, from_driver)),
+            _ => bail!("the driver set up only some of the control queues"),
+        };
         let copy = |event: &EventFd| event.try_clone().context("copy an eventfd");
         Ok(vec![Box::new(Copier {
             output: self.output.clone(),
             input: self.input.clone(),
+            screen: self.screen.clone(),
+            change,
             arrival: copy(&self.arrival.0)?,
             room: copy(&self.room)?,
             printed: Chain::new(receive.ram()),
@@ -166,13 +198,8 @@ impl VirtioDevice for Console {
             typed: Chain::new(receive.ram()),
             receive,
             transmit,
+            control,
         })])
-    }
-
-    fn stop(&mut self) {
-        if let Some(screen) = &self.screen {
-            screen.tell_by(None);
-        }
     }
 }
 
@@ -180,10 +207,14 @@ impl VirtioDevice for Console {
 struct Copier {
     output: Arc<Output>,
     input: Arc<Input>,
+    screen: Option<Arc<Screen>>,
+    change: ConfigChange,
     arrival: EventFd,
     room: EventFd,
     receive: Queue,
     transmit: Queue,
+    /// If the driver knows of it.
+    control: Option<Control>,
     /// A buffer of the guest's output, if `printing`, and those of its bytes that are taken out and
     /// have found no room yet.
     printed: Chain,
@@ -237,6 +268,9 @@ impl Copier {
 
     /// Gives the guest what there is of input, as far as it has buffers.
     fn type_in(&mut self) -> Result<()> {
+        if self.control.as_ref().is_some_and(|control| !control.open) {
+            return Ok(());
+        }
         let mut bytes = [0; PART];
         let mut done = 0;
         while done < AT_ONCE && self.receive.pop(&mut self.typed)? {
@@ -263,28 +297,55 @@ impl Copier {
     }
 }
 
+impl Copier {
+    /// Talks with the driver, if it does.
+    fn control(&mut self) -> Result<()> {
+        let Some(control) = &mut self.control else { return Ok(()) };
+        let was_open = control.open;
+        control.hear()?;
+        control.tell(self.screen.as_ref().map(|screen| screen.size()))?;
+        if control.open && !was_open { self.type_in() } else { Ok(()) }
+    }
+}
+
 impl Work for Copier {
     fn begin(&mut self, watch: &Watch) -> Result<()> {
         watch.add(&self.arrival, INPUT, EventSet::IN)?;
-        watch.add(&self.room, ROOM, EventSet::IN)
+        watch.add(&self.room, ROOM, EventSet::IN)?;
+        self.screen.iter().try_for_each(|screen| watch.add(&screen.changed, SIZE, EventSet::IN))
     }
 
     fn queues(&self) -> Vec<(usize, &EventFd)> {
-        vec![(RECEIVE, self.receive.kick()), (TRANSMIT, self.transmit.kick())]
+        let control = self.control.iter().flat_map(Control::queues);
+        let all = [&self.receive, &self.transmit].into_iter().chain(control);
+        all.map(|queue| (queue.index(), queue.kick())).collect()
     }
 
     fn notified(&mut self, index: usize, _: &Watch) -> Result<()> {
-        if index == RECEIVE { self.type_in() } else { self.print() }
+        match index {
+            RECEIVE => self.type_in(),
+            TRANSMIT => self.print(),
+            _ => self.control(),
+        }
     }
 
     fn ready(&mut self, token: u32, _: EventSet, _: &Watch) -> Result<()> {
         // Read before anything is looked at: what comes later is a new event.
-        if token == INPUT {
-            let _ = self.arrival.read();
-            self.type_in()
-        } else {
-            let _ = self.room.read();
-            self.print()
+        match token {
+            INPUT => {
+                let _ = self.arrival.read();
+                self.type_in()
+            }
+            ROOM => {
+                let _ = self.room.read();
+                self.print()
+            }
+            _ => {
+                self.screen.iter().for_each(|screen| drop(screen.changed.read()));
+                self.change.tell();
+                self.control.iter_mut().for_each(Control::resize);
+                self.control()
+            }
         }
     }
 }
