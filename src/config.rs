@@ -98,6 +98,8 @@ pub struct Config {
     pub no_progress: Option<Duration>,
     /// virtio devices: disks, networks and so on, in the order in which the guest finds them.
     pub devices: Vec<Box<dyn VirtioDevice>>,
+    /// A balloon that is to take so many bytes from the guest, if it has one.
+    pub balloon: Option<u64>,
     /// A debug console, if wanted.
     pub debug_console: Option<DebugConsole>,
     /// Where the exit register is, instead of its usual place.
@@ -154,6 +156,7 @@ impl Config {
             fail_on: Vec::new(),
             no_progress: None,
             devices: Vec::new(),
+            balloon: None,
             debug_console: None,
             exit_register: None,
             timeout: None,

@@ -17,6 +17,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::arch::Vcpu;
 use crate::console::{Output, PATIENCE};
 use crate::debug::Trap;
+use crate::devices::balloon::Figures;
 use crate::devices::console::Screen;
 use crate::exit::{Crash, Stop};
 use crate::gdb::{Debugger, Session};
@@ -83,6 +84,7 @@ impl Machine {
             caught.extend(PAUSING_SIGNALS);
         }
         caught.extend(self.screen.iter().map(|_| libc::SIGWINCH));
+        caught.extend(self.balloon.iter().map(|_| libc::SIGUSR1));
         let signals = self.catch_signals.then(|| sys::signal_fd(&caught)).transpose();
         let ending = Ending {
             expects: self.expects,
@@ -158,6 +160,7 @@ impl Machine {
                 wake: &self.wake,
                 debugger: debugger.as_ref(),
                 screen: self.screen.as_deref(),
+                balloon: self.balloon.as_deref(),
             };
             wait.run(signals.as_ref(), deadline, stall);
         });
@@ -262,6 +265,7 @@ struct Wait<'a> {
     wake: &'a EventFd,
     debugger: Option<&'a Debugger>,
     screen: Option<&'a Screen>,
+    balloon: Option<&'a Figures>,
 }
 
 impl Wait<'_> {
@@ -325,6 +329,7 @@ impl Wait<'_> {
                 match number {
                     libc::SIGTSTP => terminal::suspend(),
                     libc::SIGCONT => terminal::resume(),
+                    libc::SIGUSR1 => self.balloon.into_iter().for_each(Figures::ask),
                     libc::SIGWINCH => self.screen.into_iter().for_each(Screen::look),
                     _ => {
                         impatient = true;

@@ -19,6 +19,7 @@ use crate::bus::{Bus, Device};
 use crate::config::{Config, ConsoleDevice, Memory};
 use crate::console::watch::{Wanted, Watch};
 use crate::console::{Input, Nature, Output};
+use crate::devices::balloon::{Balloon, Figures};
 use crate::devices::cmos::{self, Cmos};
 use crate::devices::console::{Console as VirtioConsole, Screen};
 use crate::devices::debug_console::DebugConsole;
@@ -77,6 +78,8 @@ pub struct Machine {
     pub(crate) input: Arc<Input>,
     /// The terminal whose size the guest is told.
     pub(crate) screen: Option<Arc<Screen>>,
+    /// What is known of its balloon.
+    pub(crate) balloon: Option<Arc<Figures>>,
     /// Wakes the event loop.
     pub(crate) wake: Arc<EventFd>,
     /// Readable once the machine stops; never read.
@@ -150,6 +153,9 @@ impl Machine {
             let console = VirtioConsole::new(output.clone(), input.clone(), screen.clone())?;
             virtio.push(Box::new(console));
         }
+        let balloon = config.balloon.map(Balloon::new).transpose()?;
+        let figures = balloon.as_ref().map(|balloon| balloon.figures().clone());
+        virtio.extend(balloon.map(|balloon| Box::new(balloon) as Box<dyn VirtioDevice>));
         let virtio = devices.insert_virtio(virtio)?;
         let Devices { bus, wires, .. } = devices;
 
@@ -193,6 +199,7 @@ impl Machine {
             output,
             input,
             screen,
+            balloon: figures,
             wake,
             stopped,
             stopping,

@@ -1,4 +1,5 @@
-//! Devices that a stock kernel drives with its own modules: sockets between guest and host, a console.
+//! Devices that a stock kernel drives with its own modules: sockets between guest and host, a console,
+//! a balloon.
 //!
 //! What a device does in each case is tested beside its code; here is that real drivers agree.
 
@@ -54,7 +55,7 @@ impl Guest {
     /// Starts it, and waits until its drivers are there.
     fn start(run: Run) -> Self {
         // Else a guest that hangs would never end.
-        let mut command = run.words("--timeout 180s").command;
+        let mut command = run.words("--timeout 400s").command;
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().expect("start bivisor");
         let typing = child.stdin.take().unwrap();
@@ -242,11 +243,53 @@ fn the_size_of_a_terminal_reaches_the_guest() {
     assert_eq!(wait(&mut child, PATIENCE), Some(0));
 }
 
+/// Resident memory of a process in MiB.
+fn resident(child: &Child) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let kib: u64 = line.trim().trim_end_matches("kB").trim().parse().unwrap();
+    kib >> 10
+}
+
+fn what_an_idle_guest_has_freed_is_given_back() {
+    let root = shell(&["virtio_balloon"]);
+    let mut run = boot(CLOUD, &root).words("--memory 512M --balloon=32M --cmdline quiet");
+    run.command.stderr(Stdio::piped());
+    let mut guest = Guest::start(run);
+    guest.type_in("dd if=/dev/zero of=/tmp/large bs=1M count=128; echo used $?.");
+    guest.until("used 0.");
+    let used = resident(&guest.child);
+    guest.type_in("rm /tmp/large; echo freed $?.");
+    guest.until("freed 0.");
+    let deadline = Instant::now() + PATIENCE;
+    // What is free in pieces of less than 2 MiB is not reported.
+    while resident(&guest.child) + 96 > used {
+        assert!(Instant::now() < deadline, "{} MiB of {used} MiB", resident(&guest.child));
+        thread::sleep(Duration::from_millis(100));
+    }
+    eprintln!("{used} MiB resident with 128 MiB in use, then {} MiB", resident(&guest.child));
+
+    let mut told = BufReader::new(guest.child.stderr.take().unwrap()).lines();
+    let taken = loop {
+        // SAFETY: takes numbers.
+        unsafe { libc::kill(guest.child.id() as i32, libc::SIGUSR1) };
+        let line = told.next().unwrap().unwrap();
+        if line.contains("balloon: 32 of 32 MiB taken") {
+            break line;
+        }
+        assert!(Instant::now() < deadline, "{line}");
+        thread::sleep(Duration::from_millis(100));
+    };
+    assert!(taken.contains(" MiB free") && taken.contains(" MiB available"), "{taken}");
+    guest.end();
+}
+
 fn main() {
     common::conclude(common::cases! {
         a_virtio_console_shows_everything_once_and_in_order, kvm, fetched, whole_kernels;
         a_text_on_a_virtio_console_is_noticed, kvm, fetched, whole_kernels;
         the_size_of_a_terminal_reaches_the_guest, kvm, fetched, whole_kernels;
+        what_an_idle_guest_has_freed_is_given_back, kvm, fetched, whole_kernels;
         sockets_connect_programs_of_guest_and_host, kvm, fetched, whole_kernels;
     })
 }

@@ -29,6 +29,9 @@ pub struct DeviceOptions {
     /// Let programs of guest and host talk by sockets: those of the host through the socket PATH
     #[arg(long, value_name = "CID,unix=PATH", value_parser = vsock, allow_hyphen_values = true)]
     vsock: Option<VsockOptions>,
+    /// Have memory that the guest does not use given back, and SIZE taken from it; SIGUSR1 shows figures
+    #[arg(long, value_name = "SIZE", num_args = 0..=1, require_equals = true, default_missing_value = "0", value_parser = parse::size)]
+    pub balloon: Option<u64>,
 }
 
 /// A disk as an option says it.

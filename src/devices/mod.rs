@@ -1,6 +1,7 @@
 //! Devices: state machines that see offsets and bytes, never addresses, interrupts' numbers or an
 //! architecture.
 
+pub mod balloon;
 pub mod block;
 pub mod cmos;
 pub mod console;
