@@ -48,6 +48,17 @@ impl Memory {
     }
 }
 
+/// The device that a guest finds behind its console.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ConsoleDevice {
+    /// The serial port.
+    #[default]
+    Serial,
+    /// A virtio console. The serial port prints there too, for what has no driver yet, and has no
+    /// input.
+    Virtio,
+}
+
 /// A machine to be built.
 pub struct Config {
     /// The image.
@@ -76,6 +87,8 @@ pub struct Config {
     pub cpus: usize,
     /// The host's side of the console.
     pub console: Console,
+    /// The guest's side of it.
+    pub console_device: ConsoleDevice,
     /// Texts that end the guest well, any one of them, when the console shows it. A guest that
     /// ends by itself without one has failed.
     pub expect: Vec<String>,
@@ -85,6 +98,8 @@ pub struct Config {
     pub no_progress: Option<Duration>,
     /// virtio devices: disks, networks and so on, in the order in which the guest finds them.
     pub devices: Vec<Box<dyn VirtioDevice>>,
+    /// A balloon that is to take so many bytes from the guest, if it has one.
+    pub balloon: Option<u64>,
     /// A debug console, if wanted.
     pub debug_console: Option<DebugConsole>,
     /// Where the exit register is, instead of its usual place.
@@ -136,10 +151,12 @@ impl Config {
             image_memory: ImageMemory::default(),
             cpus: 1,
             console,
+            console_device: ConsoleDevice::default(),
             expect: Vec::new(),
             fail_on: Vec::new(),
             no_progress: None,
             devices: Vec::new(),
+            balloon: None,
             debug_console: None,
             exit_register: None,
             timeout: None,

@@ -17,6 +17,8 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::arch::Vcpu;
 use crate::console::{Output, PATIENCE};
 use crate::debug::Trap;
+use crate::devices::balloon::Figures;
+use crate::devices::console::Screen;
 use crate::exit::{Crash, Stop};
 use crate::gdb::{Debugger, Session};
 use crate::journal::{Counts, Journal};
@@ -81,6 +83,8 @@ impl Machine {
         if self.input.is_standard() {
             caught.extend(PAUSING_SIGNALS);
         }
+        caught.extend(self.screen.iter().map(|_| libc::SIGWINCH));
+        caught.extend(self.balloon.iter().map(|_| libc::SIGUSR1));
         let signals = self.catch_signals.then(|| sys::signal_fd(&caught)).transpose();
         let ending = Ending {
             expects: self.expects,
@@ -155,6 +159,8 @@ impl Machine {
                 output: &self.output,
                 wake: &self.wake,
                 debugger: debugger.as_ref(),
+                screen: self.screen.as_deref(),
+                balloon: self.balloon.as_deref(),
             };
             wait.run(signals.as_ref(), deadline, stall);
         });
@@ -258,6 +264,8 @@ struct Wait<'a> {
     output: &'a Output,
     wake: &'a EventFd,
     debugger: Option<&'a Debugger>,
+    screen: Option<&'a Screen>,
+    balloon: Option<&'a Figures>,
 }
 
 impl Wait<'_> {
@@ -281,7 +289,8 @@ impl Wait<'_> {
             }
             let waiting = self.output.waiting();
             flush_at = waiting.and(flush_at.or(Some(now + PATIENCE)));
-            let flush = waiting.filter(|_| !alive || flush_at.is_some_and(|at| at <= now));
+            let due = self.output.hurries() || flush_at.is_some_and(|at| at <= now);
+            let flush = waiting.filter(|_| !alive || due);
             if !alive && waiting.is_none() {
                 return;
             }
@@ -320,6 +329,8 @@ impl Wait<'_> {
                 match number {
                     libc::SIGTSTP => terminal::suspend(),
                     libc::SIGCONT => terminal::resume(),
+                    libc::SIGUSR1 => self.balloon.into_iter().for_each(Figures::ask),
+                    libc::SIGWINCH => self.screen.into_iter().for_each(Screen::look),
                     _ => {
                         impatient = true;
                         self.ending.end(Stop::Signal(number), None);

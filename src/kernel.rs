@@ -8,6 +8,8 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::arch::layout;
 use crate::board::{Kernel, Module, Takes};
+use crate::config::ConsoleDevice;
+use crate::exit::{BusAddr, Space};
 use crate::memory::{GuestRam, RamRange};
 use crate::payload::Payload;
 use crate::places::Places;
@@ -35,6 +37,8 @@ pub struct File {
 pub struct Given<'a> {
     /// The image's name.
     pub image: &'a str,
+    /// The device behind its console.
+    pub console: ConsoleDevice,
     /// For the command line.
     pub cmdline: &'a str,
     /// Initial RAM disks or modules.
@@ -43,9 +47,21 @@ pub struct Given<'a> {
 
 impl Given<'_> {
     /// Two consoles would print everything twice: ours are all the same one.
-    fn words_for_linux(&self) -> &'static str {
+    fn words_for_linux(&self) -> String {
         let mut words = self.cmdline.split_ascii_whitespace();
-        if words.any(|word| word.starts_with(CONSOLE)) { LINUX_ELSEWHERE } else { LINUX }
+        if words.any(|word| word.starts_with(CONSOLE)) {
+            return LINUX_ELSEWHERE.into();
+        }
+        match self.console {
+            ConsoleDevice::Serial => LINUX.into(),
+            ConsoleDevice::Virtio => {
+                // Linux Documentation/admin-guide/kernel-parameters.txt, `earlycon`: until the
+                // driver is there, which then does not repeat what was shown.
+                let BusAddr { space, addr } = layout::CONSOLE;
+                let space = if space == Space::Port { "io" } else { "mmio" };
+                format!("earlycon=uart8250,{space},{addr:#x} console=hvc0 {LINUX_ELSEWHERE}")
+            }
+        }
     }
 
     /// Places it in RAM, as far as the image takes it.
@@ -62,17 +78,17 @@ impl Given<'_> {
             }
             Takes::Ramdisk { is_linux, cmdline, below } => {
                 kernel.initrd = place_archives(self.files, ram, places, below)?;
-                (if is_linux { self.words_for_linux() } else { "" }, cmdline)
+                (if is_linux { self.words_for_linux() } else { String::new() }, cmdline)
             }
             Takes::Modules { below } => {
                 for file in self.files {
                     let place = place(&[file], ram, places, below, "module")?;
                     kernel.modules.push(Module { place, name: file.name.clone().into_bytes() });
                 }
-                (self.image, layout::CMDLINE_MAX)
+                (self.image.into(), layout::CMDLINE_MAX)
             }
         };
-        let parts = [before, self.cmdline].into_iter().filter(|part| !part.is_empty());
+        let parts = [&before, self.cmdline].into_iter().filter(|part| !part.is_empty());
         let cmdline = parts.collect::<Vec<_>>().join(" ");
         let whole = !cmdline.contains('\0');
         ensure!(whole, "--cmdline: holds a zero byte, which ends it: leave it out");
@@ -149,7 +165,24 @@ mod tests {
             File { name, bytes }
         });
         let files: Vec<_> = files.collect();
-        Given { image: "image", cmdline, files: &files }.place(takes, &ram, &mut places)
+        let given =
+            Given { image: "image", console: ConsoleDevice::Serial, cmdline, files: &files };
+        given.place(takes, &ram, &mut places)
+    }
+
+    #[test]
+    fn linux_is_told_of_its_console() {
+        for (console, cmdline, expected) in [
+            (ConsoleDevice::Serial, "", LINUX),
+            (ConsoleDevice::Virtio, "console=tty1", LINUX_ELSEWHERE),
+        ] {
+            let given = Given { image: "", console, cmdline, files: &[] };
+            assert_eq!(given.words_for_linux(), expected);
+        }
+        let console = ConsoleDevice::Virtio;
+        let words = Given { image: "", console, cmdline: "", files: &[] }.words_for_linux();
+        let rest = words.strip_prefix("earlycon=uart8250,").unwrap_or_default();
+        assert!(rest.contains("io,0x") && rest.ends_with(" console=hvc0 panic=-1"), "{words}");
     }
 
     #[test]
@@ -209,7 +242,8 @@ mod tests {
             File { name: "archive".into(), bytes: Payload::File(holes, *len) }
         };
         let files: Vec<_> = lens.iter().map(file).collect();
-        let given = Given { image: "image", cmdline: "", files: &files };
+        let given =
+            Given { image: "image", console: ConsoleDevice::Serial, cmdline: "", files: &files };
         let takes = Takes::Ramdisk { is_linux: true, cmdline: layout::CMDLINE_MAX, below };
         let kernel = given.place(takes, &GuestRam::new(ranges)?, &mut places)?;
         Ok(kernel.initrd.expect("it was given").start)

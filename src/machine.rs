@@ -16,10 +16,12 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::arch::{self, layout};
 use crate::board::{Board, Extra, Seat, Start};
 use crate::bus::{Bus, Device};
-use crate::config::{Config, Memory};
+use crate::config::{Config, ConsoleDevice, Memory};
 use crate::console::watch::{Wanted, Watch};
-use crate::console::{Input, Output};
+use crate::console::{Input, Nature, Output};
+use crate::devices::balloon::{Balloon, Figures};
 use crate::devices::cmos::{self, Cmos};
+use crate::devices::console::{Console as VirtioConsole, Screen};
 use crate::devices::debug_console::DebugConsole;
 use crate::devices::exit_register::ExitRegister;
 use crate::devices::fixed_events::{self, FixedEvents};
@@ -74,6 +76,10 @@ pub struct Machine {
     pub(crate) ram: Arc<GuestRam>,
     pub(crate) output: Arc<Output>,
     pub(crate) input: Arc<Input>,
+    /// The terminal whose size the guest is told.
+    pub(crate) screen: Option<Arc<Screen>>,
+    /// What is known of its balloon.
+    pub(crate) balloon: Option<Arc<Figures>>,
     /// Wakes the event loop.
     pub(crate) wake: Arc<EventFd>,
     /// Readable once the machine stops; never read.
@@ -121,6 +127,8 @@ impl Machine {
         let stopped = Arc::new(event(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
         let stopping = Arc::new(AtomicBool::new(false));
         let console = config.console;
+        let virtio_console = config.console_device == ConsoleDevice::Virtio;
+        let screen = if virtio_console { Screen::of(&console)? } else { None };
         let to = (console.output, console.name, console.nature);
         let watch = Watch::new(&Wanted {
             expect: &config.expect,
@@ -131,12 +139,24 @@ impl Machine {
         });
         let output = Arc::new(Output::new(to, wake.clone(), stopping.clone(), watch));
         let input = Input::new(console.before, console.input, console.nature, stopped.clone());
+        let serial_input = match virtio_console {
+            true => Input::new(Vec::new(), None, Nature::Files, stopped.clone()),
+            false => input.clone(),
+        };
         let exit_register = config.exit_register.unwrap_or(layout::EXIT_REGISTER);
         let wires = machine.has_platform().then(Vec::new);
         let mut devices = Devices { bus: Bus::default(), vm: &vm, ram: &ram, wires };
         let debug = config.debug_console;
-        devices.insert_all(machine, exit_register, debug, &output, &input)?;
-        let virtio = devices.insert_virtio(config.devices)?;
+        devices.insert_all(machine, exit_register, debug, &output, &serial_input)?;
+        let mut virtio = config.devices;
+        if virtio_console {
+            let console = VirtioConsole::new(output.clone(), input.clone(), screen.clone())?;
+            virtio.push(Box::new(console));
+        }
+        let balloon = config.balloon.map(Balloon::new).transpose()?;
+        let figures = balloon.as_ref().map(|balloon| balloon.figures().clone());
+        virtio.extend(balloon.map(|balloon| Box::new(balloon) as Box<dyn VirtioDevice>));
+        let virtio = devices.insert_virtio(virtio)?;
         let Devices { bus, wires, .. } = devices;
 
         timeline.reached("devices");
@@ -147,7 +167,8 @@ impl Machine {
         let ranges = ram.ranges().to_vec();
         let board = Board { cpus: config.cpus, ram: ranges, exit_register, virtio };
         let (cmdline, files) = (&config.cmdline, &config.initrds);
-        let given = Given { image: &config.name, cmdline, files };
+        let console = config.console_device;
+        let given = Given { image: &config.name, console, cmdline, files };
         let mut kernel = given.place(way.takes, &ram, &mut places)?;
         timeline.reached("load");
         kernel.header = way.header;
@@ -177,6 +198,8 @@ impl Machine {
             bus,
             output,
             input,
+            screen,
+            balloon: figures,
             wake,
             stopped,
             stopping,

@@ -199,6 +199,26 @@ impl Pieces {
         &self.list[self.first..end]
     }
 
+    /// Gives what is left back to the host, as far as it is whole pages of the host, and gives their
+    /// bytes. Then these have no memory, and what they hold is lost.
+    pub fn give_back(&mut self) -> u64 {
+        let page = sys::page_size() as usize;
+        let mut bytes = 0;
+        for piece in &self.list[self.first..] {
+            let start = piece.iov_base.addr().next_multiple_of(page);
+            let end = (piece.iov_base.addr() + piece.iov_len) & !(page - 1);
+            if let Some(len) = end.checked_sub(start).filter(|len| *len > 0) {
+                let start = piece.iov_base.with_addr(start);
+                // SAFETY: these pages are guest RAM, which is mapped for as long as `self` is there,
+                // and whose content is the guest's to lose.
+                let result = unsafe { libc::madvise(start, len, libc::MADV_DONTNEED) };
+                bytes += if result == 0 { len as u64 } else { 0 };
+            }
+        }
+        self.skip(self.len);
+        bytes
+    }
+
     /// Reads once from `file` at `offset` into what is left, and gives the bytes; the rest stays.
     pub fn read_at(&mut self, file: &impl AsFd, offset: u64) -> io::Result<usize> {
         // SAFETY: the pieces are guest RAM, which the kernel may write to.

@@ -153,6 +153,23 @@ fn check(result: i32) -> io::Result<()> {
     if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Columns and rows of the terminal `fd`; none of what is no terminal, or has no size.
+pub fn size(fd: BorrowedFd<'_>) -> Option<(u16, u16)> {
+    // SAFETY: all-zero is a valid `winsize`.
+    let mut size: libc::winsize = unsafe { std::mem::zeroed() };
+    // SAFETY: the request fills in a `winsize`, which has a place.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCGWINSZ as _, &raw mut size) }).ok()?;
+    (size.ws_col > 0 && size.ws_row > 0).then_some((size.ws_col, size.ws_row))
+}
+
+/// Changes the size of the terminal `fd` to so many columns and rows.
+#[cfg(test)]
+pub fn resize(fd: BorrowedFd<'_>, (ws_col, ws_row): (u16, u16)) -> io::Result<()> {
+    let size = libc::winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the request reads a `winsize`.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCSWINSZ as _, &raw const size) })
+}
+
 /// Opens a new pseudo-terminal: its upper side, non-blocking, and the path of the other one, which
 /// is raw (else it would send back as input all that is printed to it).
 pub fn open_pty() -> io::Result<(File, String)> {

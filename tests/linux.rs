@@ -11,11 +11,10 @@ mod features;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use common::stock::{CLOUD, PATIENCE, boot, fetched, guests, root, whole_kernels};
+use common::stock::{CLOUD, PATIENCE, add_example, boot, fetched, guests, root, whole_kernels};
 use common::{Ran, bivisor, folder, hardware_breakpoints, kvm, trial, wait};
 use features::a_kernel_finds_the_features_that_the_host_has;
 use libtest_mimic::Trial;
@@ -181,9 +180,7 @@ fn a_reboot_in_the_same_process_is_a_new_start() {
 /// The example that writes to the exit register; cargo builds it beside the tests.
 fn a_program_in_the_guest_ends_it_with_a_status() {
     let root = root(INIT);
-    let own = std::env::current_exe().unwrap();
-    let example = own.parent().and_then(Path::parent).unwrap().join("examples/exit");
-    fs::copy(example, root.path().join("bin/leave")).expect("cargo builds examples with tests");
+    add_example(&root, "exit", "leave");
     let run = boot(CLOUD, &root).words("--cmdline quiet").input(b"leave 42\n");
     said(&run.finish(), 42);
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use bivisor::config::Config;
+use bivisor::config::{Config, ConsoleDevice};
 use bivisor::console::{Console, Nature};
 use bivisor::terminal;
 
@@ -17,9 +17,10 @@ use super::parse;
 /// Options of every command that starts a guest.
 #[derive(clap::Args)]
 pub struct ConsoleOptions {
-    /// Put the console on standard input and output, into a file, on a new pseudo-terminal, or nowhere
-    #[arg(long, value_name = "stdio|file:PATH|pty|none", value_parser = place, default_value = "stdio")]
-    console: Place,
+    /// Put the console on standard input and output, into a file, on a new pseudo-terminal, or nowhere;
+    /// with `virtio` the guest has a virtio console there, and the serial port only prints
+    #[arg(long, value_name = "[virtio,]stdio|file:PATH|pty|none", value_parser = console, default_value = "stdio")]
+    console: Wanted,
     /// End the guest with status 0 as soon as the console shows TEXT; 121 if it ends well without (repeatable: any one)
     #[arg(long, value_name = "TEXT", value_parser = text, allow_hyphen_values = true)]
     expect: Vec<String>,
@@ -38,6 +39,22 @@ enum Place {
     File(PathBuf),
     Pty,
     Nowhere,
+}
+
+/// What the option says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Wanted {
+    device: ConsoleDevice,
+    place: Place,
+}
+
+fn console(text: &str) -> Result<Wanted, String> {
+    let (device, rest) = match text.strip_prefix("virtio") {
+        Some("") => (ConsoleDevice::Virtio, "stdio"),
+        Some(rest) => (ConsoleDevice::Virtio, rest.strip_prefix(',').unwrap_or(text)),
+        None => (ConsoleDevice::Serial, text),
+    };
+    Ok(Wanted { device, place: place(rest)? })
 }
 
 fn place(text: &str) -> Result<Place, String> {
@@ -62,7 +79,7 @@ pub fn own(stream: BorrowedFd<'_>, name: &str) -> Result<File> {
 impl ConsoleOptions {
     /// The console's files.
     pub fn open(&self) -> Result<Console> {
-        match &self.console {
+        match &self.console.place {
             Place::Stdio => standard(),
             Place::File(path) => {
                 let name = path.display().to_string();
@@ -77,8 +94,9 @@ impl ConsoleOptions {
         }
     }
 
-    /// Has `config` watch the console.
+    /// Has `config` have the device that was asked for, and watch the console.
     pub fn watch(&self, config: &mut Config) {
+        config.console_device = self.console.device;
         config.expect.clone_from(&self.expect);
         config.fail_on.clone_from(&self.fail_on);
         config.no_progress = self.no_progress;
@@ -119,6 +137,22 @@ fn pty() -> Result<Console> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn devices() {
+        let wanted = |device, place| Ok(Wanted { device, place });
+        for (text, expected) in [
+            ("none", wanted(ConsoleDevice::Serial, Place::Nowhere)),
+            ("virtio", wanted(ConsoleDevice::Virtio, Place::Stdio)),
+            ("virtio,pty", wanted(ConsoleDevice::Virtio, Place::Pty)),
+            ("virtio,file:virtio,x", wanted(ConsoleDevice::Virtio, Place::File("virtio,x".into()))),
+            ("virtio,", Err(())),
+            ("virtiopty", Err(())),
+            ("virtio,virtio", Err(())),
+        ] {
+            assert_eq!(console(text).map_err(|_| ()), expected, "{text}");
+        }
+    }
 
     #[test]
     fn places() {

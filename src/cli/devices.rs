@@ -13,6 +13,7 @@ use bivisor::virtio::VirtioDevice;
 
 use super::net::{self, NetOptions};
 use super::parse;
+use super::vsock::{VsockOptions, vsock};
 
 /// The devices of a guest. It finds them in this order: those of one option in the order given.
 #[derive(clap::Args)]
@@ -30,6 +31,12 @@ pub struct DeviceOptions {
     /// Give the guest the host's random bytes
     #[arg(long)]
     rng: bool,
+    /// Let programs of guest and host talk by sockets: those of the host through the socket PATH
+    #[arg(long, value_name = "CID,unix=PATH", value_parser = vsock, allow_hyphen_values = true)]
+    vsock: Option<VsockOptions>,
+    /// Have memory that the guest does not use given back, and SIZE taken from it; SIGUSR1 shows figures
+    #[arg(long, value_name = "SIZE", num_args = 0..=1, require_equals = true, default_missing_value = "0", value_parser = parse::size)]
+    pub balloon: Option<u64>,
 }
 
 /// A disk as an option says it.
@@ -61,6 +68,9 @@ impl DeviceOptions {
         }
         if self.rng {
             devices.push(Box::new(Entropy::new().context("--rng")?));
+        }
+        if let Some(vsock) = &self.vsock {
+            devices.push(vsock.open()?);
         }
         Ok(devices)
     }

@@ -9,6 +9,7 @@ mod inspect;
 mod net;
 mod parse;
 mod run;
+mod vsock;
 
 use std::ffi::OsString;
 use std::io::{self, Write};

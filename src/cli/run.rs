@@ -55,6 +55,7 @@ pub fn image(options: Run) -> Result<u8> {
         }
         config.cpus = options.cpus;
         config.devices = options.devices.open(options.cpus)?;
+        config.balloon = options.devices.balloon;
         config.debug_console = options.debug_console;
         config.exit_register = options.exit_register;
         config.gdb = options.gdb.as_ref().map(Listener::open).transpose()?;

@@ -3,13 +3,15 @@
 //! Output is gathered and written a line at a time: one system call, not one per byte. Whoever
 //! adds a line's end writes; what stays without one is written by the event loop a few
 //! milliseconds later. A reader that is slow stops the vCPU in its write, never the event loop.
+//! A device that prints from a thread of its own never writes: the event loop does, at once after a
+//! line's end, and tells when there is room for more.
 
 use std::fs::File;
 use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
@@ -35,6 +37,11 @@ pub struct Output {
     /// Whether bytes are pending, for the event loop, which must not wait for the lock: a vCPU may
     /// hold that while it waits for a slow reader.
     unwritten: AtomicBool,
+    /// What is pending should not wait: a line has ended, or there is no room.
+    hurried: AtomicBool,
+    /// A device waits for room, and is told by this.
+    starved: AtomicBool,
+    room: OnceLock<EventFd>,
     /// Wakes the event loop.
     wake: Arc<EventFd>,
     stopping: Arc<AtomicBool>,
@@ -43,6 +50,8 @@ pub struct Output {
 struct Pending {
     bytes: Vec<u8>,
     watch: Option<Watch>,
+    /// What [`Output::offer`] has seen, for the event loop to end the machine.
+    stop: Option<Stop>,
 }
 
 impl Output {
@@ -55,8 +64,19 @@ impl Output {
         stopping: Arc<AtomicBool>,
         watch: Option<Watch>,
     ) -> Self {
-        let pending = Mutex::new(Pending { bytes: Vec::with_capacity(OUTPUT_LEN), watch });
-        Self { file, name, nature, pending, unwritten: AtomicBool::new(false), wake, stopping }
+        let pending = Pending { bytes: Vec::with_capacity(OUTPUT_LEN), watch, stop: None };
+        Self {
+            file,
+            name,
+            nature,
+            pending: Mutex::new(pending),
+            unwritten: AtomicBool::new(false),
+            hurried: AtomicBool::new(false),
+            starved: AtomicBool::new(false),
+            room: OnceLock::new(),
+            wake,
+            stopping,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Pending> {
@@ -85,6 +105,52 @@ impl Output {
             let _ = self.wake.write(1);
         }
         flow
+    }
+
+    /// Has `room` signalled when there is room again after [`Output::offer`] took too little. The
+    /// first call counts.
+    pub fn tell_of_room(&self, room: EventFd) {
+        let _ = self.room.set(room);
+    }
+
+    /// Adds of `bytes` what there is room for, and gives how many. Does not wait for the host's
+    /// reader: the event loop writes, and it also ends the machine for a text that is watched for.
+    pub fn offer(&self, bytes: &[u8]) -> usize {
+        let mut pending = self.lock();
+        let mut hurry = false;
+        let mut count = 0;
+        for &byte in bytes {
+            if pending.stop.is_some() {
+                // The machine is about to end, with what was printed before.
+                count = bytes.len();
+                break;
+            }
+            if pending.bytes.len() >= OUTPUT_LEN {
+                self.starved.store(true, Ordering::Release);
+                hurry = true;
+                break;
+            }
+            pending.bytes.push(byte);
+            count += 1;
+            let flow = pending.watch.as_mut().map(|watch| watch.see(byte));
+            pending.stop = flow.and_then(ControlFlow::break_value);
+            hurry |= byte == b'\n' || pending.stop.is_some();
+        }
+        let news = [
+            !pending.bytes.is_empty() && !self.unwritten.swap(true, Ordering::AcqRel),
+            hurry && !self.hurried.swap(true, Ordering::AcqRel),
+        ];
+        drop(pending);
+        if news.contains(&true) {
+            // A full counter (EAGAIN) wakes as well as a write to it.
+            let _ = self.wake.write(1);
+        }
+        count
+    }
+
+    /// What waits should be written as soon as the descriptor is ready.
+    pub fn hurries(&self) -> bool {
+        self.hurried.load(Ordering::Acquire)
     }
 
     /// What of the output was timed.
@@ -120,6 +186,7 @@ impl Output {
         let error = match (&self.file).write(&pending[..len]) {
             Ok(written) => {
                 pending.drain(..written);
+                self.tell_starved();
                 return Ok(true);
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(false),
@@ -129,10 +196,20 @@ impl Output {
             Err(error) => error,
         };
         pending.clear();
+        self.tell_starved();
         match self.nature {
             // Nobody reads, and nobody need.
             Nature::Pty => Ok(true),
             Nature::Files | Nature::Standard => Err(Stop::Failed(self.failure(error))),
+        }
+    }
+
+    /// Tells a device that waits for room that there is some.
+    fn tell_starved(&self) {
+        if self.starved.swap(false, Ordering::AcqRel)
+            && let Some(room) = self.room.get()
+        {
+            let _ = room.write(1);
         }
     }
 
@@ -155,10 +232,18 @@ impl Output {
         let Ok(mut pending) = self.pending.try_lock() else { return ControlFlow::Continue(()) };
         let len = pending.bytes.len().min(OUTPUT_LEN);
         let result = self.write_some(&mut pending.bytes, len);
-        self.unwritten.store(!pending.bytes.is_empty(), Ordering::Release);
-        match result {
-            Ok(_) => ControlFlow::Continue(()),
-            Err(stop) => ControlFlow::Break(stop),
+        let done = pending.bytes.is_empty();
+        self.unwritten.store(!done, Ordering::Release);
+        if done {
+            self.hurried.store(false, Ordering::Release);
+        }
+        match (result, pending.stop.take()) {
+            (Err(stop), _) => ControlFlow::Break(stop),
+            (Ok(_), Some(stop)) if done => ControlFlow::Break(stop),
+            (Ok(_), stop) => {
+                pending.stop = stop;
+                ControlFlow::Continue(())
+            }
         }
     }
 

@@ -1,8 +1,10 @@
 //! Devices: state machines that see offsets and bytes, never addresses, interrupts' numbers or an
 //! architecture.
 
+pub mod balloon;
 pub mod block;
 pub mod cmos;
+pub mod console;
 pub mod debug_console;
 pub mod entropy;
 pub mod exit_register;
@@ -15,6 +17,7 @@ mod rig;
 pub mod rtc;
 pub mod serial;
 pub mod stop_register;
+pub mod vsock;
 
 /// The value of an access of up to eight bytes, little-endian.
 pub fn value(data: &[u8]) -> u64 {

@@ -71,6 +71,14 @@ pub fn with_drivers(root: TempDir, names: &[&str]) -> TempDir {
     root
 }
 
+/// Puts an example into `root`'s programs, as `new_name`; cargo builds it beside the tests.
+pub fn add_example(root: &TempDir, name: &str, new_name: &str) {
+    let own = std::env::current_exe().unwrap();
+    let example = own.parent().and_then(Path::parent).unwrap().join("examples").join(name);
+    let to = root.path().join("bin").join(new_name);
+    fs::copy(example, to).expect("cargo builds examples with tests");
+}
+
 /// `bivisor run` of `kernel` with `root` as its initial RAM disk.
 pub fn boot(kernel: &str, root: &TempDir) -> Run {
     let run = bivisor("run").arg(guests().join(kernel)).arg("--initrd-dir").arg(root.path());
