@@ -1,0 +1,186 @@
+//! Puts the devices of a machine on its bus, each where its architecture or the user has it, and ties
+//! their interrupts and notifications to KVM.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use kvm_ioctls::{IoEventAddress, VmFd};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::arch::{self, layout};
+use crate::board::{Extra, Seat};
+use crate::bus::{Bus, Device};
+use crate::config::Config;
+use crate::console::{Input, Output};
+use crate::devices::cmos::{self, Cmos};
+use crate::devices::debug_console::DebugConsole;
+use crate::devices::exit_register::ExitRegister;
+use crate::devices::fixed_events::{self, FixedEvents};
+use crate::devices::panic_report::{self, PanicReport};
+use crate::devices::pl011::{self, Pl011};
+use crate::devices::rtc::{self, Pl031};
+use crate::devices::serial::{self, Serial};
+use crate::exit::{BusAddr, Space};
+use crate::irq::{Irq, Level};
+use crate::memory::GuestRam;
+use crate::virtio::VirtioDevice;
+use crate::virtio::mmio::{self, Mmio};
+
+/// Bytes of the widest access that a guest can make to a device.
+const WIDEST_ACCESS: u64 = 8;
+
+/// The bus while devices are put on it.
+pub struct Devices<'a> {
+    pub bus: Bus,
+    pub vm: &'a Arc<VmFd>,
+    pub ram: &'a Arc<GuestRam>,
+    /// Interrupts to be wired to their lines, if the machine has an interrupt controller.
+    pub wires: Option<Vec<(EventFd, u32)>>,
+}
+
+impl Devices<'_> {
+    /// Puts one device on the bus, unless RAM lies there: the guest would never reach it.
+    fn insert(
+        &mut self,
+        at: BusAddr,
+        len: u64,
+        name: &'static str,
+        device: Box<dyn Device>,
+    ) -> Result<()> {
+        let clash = (at.space == Space::Memory)
+            .then(|| {
+                self.ram.ranges().iter().find(|r| r.start < at.addr + len && at.addr < r.end())
+            })
+            .flatten();
+        if let Some(range) = clash {
+            bail!(
+                "{name} at {at} lies in RAM ({:#x}..{:#x}): move one of them",
+                range.start,
+                range.end()
+            );
+        }
+        self.bus.insert(at, len, name, device)
+    }
+
+    /// Puts a device where `option` asked for it: as wide as the widest access, but no wider than
+    /// the room before the next device.
+    fn insert_asked(
+        &mut self,
+        option: &str,
+        at: BusAddr,
+        name: &'static str,
+        device: Box<dyn Device>,
+    ) -> Result<()> {
+        Config::check_address(option, at)?;
+        let len = self.bus.room(at).min(WIDEST_ACCESS).min(Config::space_end(at.space) - at.addr);
+        self.insert(at, len, name, device)
+    }
+
+    /// An interrupt on `line`; none where there is no controller.
+    fn irq(&mut self, line: u32) -> Result<Irq> {
+        let Some(wires) = &mut self.wires else { return Ok(Irq::none()) };
+        let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
+        let event = event.context("create an eventfd")?;
+        let irq = Irq::new(event.try_clone().context("copy an eventfd")?);
+        wires.push((event, line));
+        Ok(irq)
+    }
+
+    /// The virtio devices; gives where they lie. Their notifications end in KVM.
+    pub fn insert_virtio(&mut self, devices: Vec<Box<dyn VirtioDevice>>) -> Result<Vec<Seat>> {
+        let count = devices.len();
+        let insert = |(index, device)| {
+            let seat = layout::virtio(index).with_context(|| {
+                format!("{count} disks, networks and other devices: a machine has room for {index}")
+            })?;
+            let irq = self.irq(seat.line)?;
+            let device: Box<dyn VirtioDevice> = device;
+            let name = device.name();
+            let device = Mmio::new(device, self.ram.clone(), irq).context(name)?;
+            let notify = IoEventAddress::Mmio(seat.at.addr + mmio::NOTIFY);
+            for (number, kick) in device.transport().kicks().iter().enumerate() {
+                self.vm
+                    .register_ioevent(kick, &notify, number as u32)
+                    .with_context(|| format!("{name}: have KVM take notifications"))?;
+            }
+            self.insert(seat.at, seat.len, name, Box::new(device))?;
+            Ok(seat)
+        };
+        devices.into_iter().enumerate().map(insert).collect()
+    }
+
+    /// The interrupt line with this number, to be held.
+    fn level(&self, line: u32) -> Level {
+        let vm = self.vm.clone();
+        Level::new(move |high| {
+            // The guest runs, so the line's controller is there.
+            let _ = arch::set_line(&vm, line, high);
+        })
+    }
+
+    /// The devices that every machine has, and a debug console if wanted.
+    pub fn insert_all(
+        &mut self,
+        machine: arch::Machine,
+        exit_register: BusAddr,
+        debug: Option<crate::config::DebugConsole>,
+        output: &Arc<Output>,
+        input: &Arc<Input>,
+    ) -> Result<()> {
+        let irq = self.irq(layout::CONSOLE_LINE)?;
+        let serial = Serial::new(output.clone(), input.clone(), irq);
+        self.insert(layout::CONSOLE, serial::LEN, "console", Box::new(serial))?;
+        self.insert(layout::PANIC_REPORT, panic_report::LEN, "pvpanic", Box::new(PanicReport))?;
+        for (extra, at) in layout::extras(machine) {
+            match extra {
+                Extra::Pl011 { line } => {
+                    let uart = Pl011::new(output.clone(), input.clone(), self.level(*line));
+                    self.insert(*at, pl011::LEN, "PL011", Box::new(uart))?;
+                }
+                Extra::Pl031 => {
+                    self.insert(*at, rtc::LEN, "PL031", Box::new(Pl031::default()))?;
+                }
+                Extra::Cmos => {
+                    let cmos = Cmos::new(self.ram.ranges());
+                    self.insert(*at, cmos::LEN, "CMOS", Box::new(cmos))?;
+                }
+                Extra::FixedEvents => {
+                    let events = Box::new(FixedEvents::default());
+                    self.insert(*at, fixed_events::LEN, "ACPI events", events)?;
+                }
+            }
+        }
+        for register in layout::STOP_REGISTERS {
+            self.insert(register.at, register.len, register.name, Box::new(*register))?;
+        }
+        self.insert_asked(
+            "--exit-register",
+            exit_register,
+            "exit register",
+            Box::new(ExitRegister),
+        )?;
+        if let Some(debug) = debug {
+            self.insert_debug_console(debug, output, input)?;
+        }
+        Ok(())
+    }
+
+    fn insert_debug_console(
+        &mut self,
+        debug: crate::config::DebugConsole,
+        output: &Arc<Output>,
+        input: &Arc<Input>,
+    ) -> Result<()> {
+        let at = debug.output;
+        let source = debug.input.map(|addr| BusAddr { addr, ..at });
+        // What is not in the same place is a device of its own, put there first.
+        if let Some(source) = source.filter(|source| *source != at) {
+            let device = DebugConsole::new(None, Some(input.clone()), debug.shown);
+            self.insert_asked("--debug-console", source, "debug console input", Box::new(device))?;
+        }
+        let input_here = source.filter(|source| *source == at).map(|_| input.clone());
+        let device = DebugConsole::new(Some(output.clone()), input_here, debug.shown);
+        self.insert_asked("--debug-console", at, "debug console", Box::new(device))?;
+        Ok(())
+    }
+}
