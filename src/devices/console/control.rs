@@ -105,8 +105,8 @@ impl Control {
             let mut len = LEN;
             match size.filter(|_| event == RESIZE) {
                 Some(size) => {
-                    // Columns, then rows (5.3.6.2), but Linux takes the first for rows.
-                    message[LEN..].copy_from_slice(&size.rotate_left(16).to_le_bytes());
+                    // Columns, then rows (5.3.6.2); older Linux took the first for rows.
+                    message[LEN..].copy_from_slice(&size.to_le_bytes());
                     len += 4;
                 }
                 None => message[6] = 1,

@@ -173,10 +173,10 @@ fn the_size_of_a_terminal_is_told_and_told_again() {
     expect(&mut driver, &[0, 0, 0, 0, 1, 0, 1, 0]);
     say(&mut driver, &[0, 0, 0, 0, 3, 0, 1, 0]);
     expect(&mut driver, &[0, 0, 0, 0, 4, 0, 1, 0]);
-    expect(&mut driver, &[0, 0, 0, 0, 5, 0, 0, 0, 43, 0, 132, 0]);
+    expect(&mut driver, &[0, 0, 0, 0, 5, 0, 0, 0, 132, 0, 43, 0]);
     terminal::resize(upper.as_fd(), (90, 20)).unwrap();
     screen.look();
-    expect(&mut driver, &[0, 0, 0, 0, 5, 0, 0, 0, 20, 0, 90, 0]);
+    expect(&mut driver, &[0, 0, 0, 0, 5, 0, 0, 0, 90, 0, 20, 0]);
     assert!(Screen::new(tempfile::tempfile().unwrap()).unwrap().is_none());
 }
 
