@@ -136,8 +136,8 @@ fn reach(host: &str) -> String {
 /// What a guest does with `host`: sends the data, and compares what it gets.
 fn exchange(host: &str, ports: [u16; 2]) -> String {
     format!(
-        "until nc {host} {} < /data; do :; done
-until nc {host} {} <&9 > /got; do :; done
+        "until nc {host} {} < /data; do sleep 1; done
+until nc {host} {} <&9 > /got; do sleep 1; done
 cmp /data /got && echo got it whole
 ",
         ports[0], ports[1]
