@@ -262,8 +262,8 @@ fn what_an_idle_guest_has_freed_is_given_back() {
     guest.type_in("rm /tmp/large; echo freed $?.");
     guest.until("freed 0.");
     let deadline = Instant::now() + PATIENCE;
-    // What is free in pieces of less than 2 MiB is not reported.
-    while resident(&guest.child) + 96 > used {
+    // What is free in pieces of less than 2 MiB is not reported: of the 128 MiB it was 20 to 49.
+    while resident(&guest.child) + 64 > used {
         assert!(Instant::now() < deadline, "{} MiB of {used} MiB", resident(&guest.child));
         thread::sleep(Duration::from_millis(100));
     }
