@@ -12,6 +12,7 @@ guests() {
   part "$1" modules virtio_modules
   part "$1" disk-tools disk_tools
   part "$1" passt passt_tree
+  part "$1" load-tools load_tools
 }
 
 # part ARCH NAME FUNCTION: what is in the folder NAME of the guests is made by FUNCTION, which is
@@ -52,6 +53,12 @@ disk_tools() {
 # passt_tree FOLDER ARCH: passt, and what it needs to run anywhere.
 passt_tree() {
   program_tree "$1" "$2" usr/bin/passt passt
+}
+
+# load_tools FOLDER ARCH: what puts load on disks and networks, and measures it.
+load_tools() {
+  program_tree "$1/fio" "$2" usr/bin/fio fio
+  program_tree "$1/iperf3" "$2" usr/bin/iperf3 iperf3
 }
 
 # stock_guests ARCH: what there is beside the parts.
