@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 
-use bivisor::devices::block::Block;
 use bivisor::devices::block::format::Format;
 use bivisor::devices::block::raw::{Access, Raw};
+use bivisor::devices::block::{Block, Engine};
 use bivisor::devices::entropy::Entropy;
 use bivisor::virtio::VirtioDevice;
 
@@ -57,11 +57,11 @@ impl DeviceOptions {
             let what = || format!("--disk {}", disk.path.display());
             let format = disk.format.unwrap_or_else(|| Format::of_name(&disk.path));
             let opened = format.open(&disk.path, disk.access, disk.backing).with_context(what)?;
-            devices.push(Box::new(Block::new(opened, &disk.serial, cpus)));
+            devices.push(Box::new(Block::new(opened, &disk.serial, cpus, Engine::Best)));
         }
         for size in &self.scratch {
             let raw = Raw::scratch(*size).with_context(|| format!("--scratch {size}"))?;
-            devices.push(Box::new(Block::new(Arc::new(raw), "scratch", cpus)));
+            devices.push(Box::new(Block::new(Arc::new(raw), "scratch", cpus, Engine::Best)));
         }
         for (index, net) in self.net.iter().enumerate() {
             devices.push(Box::new(net.open(index, cpus)?));

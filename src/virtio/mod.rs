@@ -13,6 +13,8 @@
 
 pub mod chain;
 #[cfg(test)]
+pub(crate) mod counted;
+#[cfg(test)]
 pub(crate) mod driver;
 pub mod mmio;
 pub mod queue;
