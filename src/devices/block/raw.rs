@@ -224,3 +224,37 @@ impl Raw {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::{GuestRam, RamRange};
+
+    // HOSTILE 32: what the kernel may answer.
+    #[test]
+    fn hostile_32_a_call_goes_on_until_it_is_whole_or_fails() {
+        let ram = GuestRam::new(vec![RamRange { start: 0, len: 1 << 20 }]).unwrap();
+        let ram = std::sync::Arc::new(ram);
+        let of = |kind: io::ErrorKind| io::Error::from(kind);
+        type Answers<'a> = &'a [Result<usize, io::ErrorKind>];
+        let play = |answers: Answers| {
+            let mut pieces = Pieces::new(ram.clone());
+            pieces.push(0, 1024).unwrap();
+            let mut left = answers.iter();
+            let left = std::cell::RefCell::new(&mut left);
+            wholly(&mut pieces, 4096, |pieces, offset| {
+                assert_eq!(offset, 4096 + 1024 - pieces.len() as u64);
+                let count = left.borrow_mut().next().expect("no more calls").map_err(of)?;
+                pieces.skip(count);
+                Ok(count)
+            })
+            .map_err(|error| error.kind())
+        };
+        use io::ErrorKind::{Interrupted, Other, StorageFull, UnexpectedEof};
+        assert_eq!(play(&[Ok(1024)]), Ok(()));
+        assert_eq!(play(&[Err(Interrupted), Ok(1), Err(Interrupted), Ok(1023)]), Ok(()));
+        assert_eq!(play(&[Ok(1000), Ok(0)]), Err(UnexpectedEof));
+        assert_eq!(play(&[Ok(512), Err(StorageFull)]), Err(StorageFull));
+        assert_eq!(play(&[Err(Other)]), Err(Other));
+    }
+}

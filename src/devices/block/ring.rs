@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use io_uring::{IoUring, opcode, squeue, types};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -127,7 +127,7 @@ impl Ring {
             self.under_way -= 1;
             let index = entry.user_data() as u16;
             let slot = &mut self.slots[usize::from(index)];
-            match slot.progress(&entry) {
+            match slot.progress(entry.result()) {
                 None => {
                     again = true;
                     self.submit(index)?;
@@ -187,17 +187,18 @@ impl Slot {
         }
     }
 
-    /// The outcome, unless there is more to do: the kernel may do less than it is asked for.
-    fn progress(&mut self, entry: &cqueue::Entry) -> Option<Result<(), Refused>> {
+    /// The outcome after a step that gave `result`, unless there is more to do: the kernel may do less
+    /// than it is asked for.
+    fn progress(&mut self, result: i32) -> Option<Result<(), Refused>> {
         let chain = &mut self.request.chain;
         let pieces = match self.step {
             Step::Read => &mut chain.writable,
             Step::Write => &mut chain.readable,
             Step::Flush => {
-                return Some(if entry.result() < 0 { Err(Refused::Failed) } else { Ok(()) });
+                return Some(if result < 0 { Err(Refused::Failed) } else { Ok(()) });
             }
         };
-        match entry.result() {
+        match result {
             count if count > 0 => {
                 pieces.skip(count as usize);
                 self.offset += count as u64;
@@ -247,5 +248,39 @@ impl Drop for Ring {
         while self.under_way > 0 && enter(&self.ring, 1).is_ok() {
             self.under_way -= self.ring.completion().count();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::{GuestRam, RamRange};
+
+    // HOSTILE 32: what the kernel may answer.
+    #[test]
+    fn hostile_32_a_step_goes_on_until_it_is_whole_or_fails() {
+        let ram = Arc::new(GuestRam::new(vec![RamRange { start: 0, len: 1 << 20 }]).unwrap());
+        let start = |step| {
+            let mut request = Request::new(&ram);
+            request.chain.readable.push(0x1000, 512).unwrap();
+            request.chain.writable.push(0x2000, 512).unwrap();
+            Slot { request, step, offset: 4096 }
+        };
+        for step in [Step::Read, Step::Write] {
+            let mut slot = start(step);
+            for (result, offset) in [(100, 4196), (-libc::EINTR, 4196), (411, 4607)] {
+                assert!(slot.progress(result).is_none(), "{result}");
+                assert_eq!(slot.offset, offset);
+            }
+            assert!(matches!(slot.progress(1), Some(Ok(()))));
+            // The end of the file, an error, and one after a part.
+            for result in [0, -libc::EIO, -libc::ENOSPC] {
+                let mut slot = start(step);
+                assert!(slot.progress(10).is_none());
+                assert!(matches!(slot.progress(result), Some(Err(Refused::Failed))), "{result}");
+            }
+        }
+        assert!(matches!(start(Step::Flush).progress(0), Some(Ok(()))));
+        assert!(matches!(start(Step::Flush).progress(-libc::EIO), Some(Err(Refused::Failed))));
     }
 }

@@ -1,5 +1,7 @@
 //! The block device, driven through its registers: what each request does, and hostile ones.
 
+mod faults;
+
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
