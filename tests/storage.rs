@@ -183,7 +183,7 @@ fn what_was_flushed_survives_a_kill() {
     what_was_flushed_survives_kills(3);
 }
 
-fn what_was_flushed_survives_fifty_kills() {
+fn long_what_was_flushed_survives_fifty_kills() {
     what_was_flushed_survives_kills(50);
 }
 
@@ -192,6 +192,6 @@ fn main() {
         a_file_system_in_each_format_keeps_what_was_written, kvm, fetched, whole_kernels;
         what_a_guest_discards_is_given_back_to_the_host, kvm, fetched, whole_kernels;
         what_was_flushed_survives_a_kill, kvm, fetched, whole_kernels;
-        what_was_flushed_survives_fifty_kills, kvm, fetched, whole_kernels, long;
+        long_what_was_flushed_survives_fifty_kills, kvm, fetched, whole_kernels, long;
     ]);
 }

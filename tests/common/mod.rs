@@ -331,7 +331,7 @@ pub fn a_dozen_cpus() -> Option<String> {
     (cpus < 12).then(|| format!("this host's KVM gives a machine {cpus} CPUs at most"))
 }
 
-/// The test may take minutes.
+/// The test may take minutes; its name begins with `long`.
 pub fn long() -> Option<String> {
     let asked = std::env::var_os("BIVISOR_LONG").is_some();
     (!asked).then(|| "takes minutes (cross/test long, or BIVISOR_LONG=1)".into())
