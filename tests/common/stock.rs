@@ -60,7 +60,7 @@ echo The guest is up.
 /// Puts the named drivers into `root`, and what they need: all whose names have one of `names`.
 pub fn with_drivers(root: TempDir, names: &[&str]) -> TempDir {
     let to = root.path().join("modules");
-    fs::create_dir(&to).unwrap();
+    fs::create_dir_all(&to).unwrap();
     let needed = ["virtio.ko", "virtio_ring", "virtio_mmio", "virtio_pci"];
     for entry in fs::read_dir(guests().join("modules")).expect("modules are there").flatten() {
         let name = entry.file_name().into_string().unwrap().replace('-', "_");
