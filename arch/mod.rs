@@ -12,6 +12,7 @@
 mod aarch64;
 mod exits;
 pub mod formats;
+mod routes;
 mod run_page;
 #[cfg(any(test, fuzzing, target_arch = "x86_64"))]
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, unused_imports))]
@@ -47,7 +48,7 @@ mod contract {
     use vmm_sys_util::eventfd::EventFd;
 
     use super::*;
-    use crate::board::{Board, Extra, Finding, Seat, Start, StopRegister, Takes};
+    use crate::board::{Board, Extra, Finding, Message, Pci, Seat, Start, StopRegister, Takes};
     use crate::debug::{Hardware, Slots, Trap};
     use crate::exit::BusAddr;
     use crate::kick::Kick;
@@ -63,6 +64,10 @@ mod contract {
     const _: [BusAddr; 3] = [layout::CONSOLE, layout::EXIT_REGISTER, layout::PANIC_REPORT];
     /// Where virtio devices lie, the first one first.
     const _: fn(usize) -> Option<Seat> = layout::virtio;
+    /// Where a PCI bus lies, if the machine has one.
+    const _: Pci = layout::PCI;
+    /// The first number of an interrupt that is a message; those below are lines.
+    const _: u32 = layout::MESSAGES;
     /// Devices of this kind of machine alone.
     const _: fn(Machine) -> &'static [(Extra, BusAddr)] = layout::extras;
     /// The platform's own ways to be switched off or reset.
@@ -118,6 +123,11 @@ mod contract {
     /// Makes an interrupt line high or low, as long as it stays so; from now on, and only where
     /// [`Machine::has_platform`]. Lines have the architecture's numbers.
     const _: fn(&VmFd, u32, bool) -> Result<()> = set_line;
+    /// Devices that a machine has besides if it has a PCI bus.
+    const _: fn(&Chips) -> &'static [(Extra, BusAddr)] = pci_extras;
+    /// What interrupt numbers stand for from now on: these messages, and lines as ever; only where
+    /// [`Machine::has_platform`]. An error leaves all as it was.
+    const _: fn(&VmFd, &[(u32, Message)]) -> Result<()> = route;
     /// What makes the vCPU leave the guest.
     const _: fn(&mut Vcpu) -> Kick = Vcpu::kick;
     const fn runs<T: Run + Send>() {}

@@ -1,6 +1,7 @@
 //! What the core and an architecture tell each other about a machine: plain data, no behaviour.
 
 use crate::exit::BusAddr;
+use crate::layout_check::Region;
 use crate::memory::RamRange;
 
 /// What a machine consists of, as far as tables for the guest describe it.
@@ -14,6 +15,28 @@ pub struct Board {
     pub exit_register: BusAddr,
     /// virtio devices behind registers in memory.
     pub virtio: Vec<Seat>,
+    /// There is a PCI host bridge, where the architecture has it.
+    pub pci: bool,
+}
+
+/// A PCI host bridge with one bus, number 0 of segment 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pci {
+    /// The configuration space of the bus, 4 KiB for each function.
+    pub config: Region,
+    /// Addresses that reach the memory of functions.
+    pub window: Region,
+}
+
+/// An interrupt that is a message: a write of `data` by `sender`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Message {
+    /// Guest-physical address.
+    pub guest_addr: u64,
+    /// What is written there.
+    pub data: u32,
+    /// The function on its bus: the device's number times 8.
+    pub sender: u32,
 }
 
 /// Where a device lies, and its interrupt line.
@@ -126,6 +149,16 @@ pub enum Extra {
     Cmos,
     /// ACPI's status and enable register for fixed events.
     FixedEvents,
+    /// A frame of registers that makes edges on interrupt lines of what is written there: interrupts
+    /// that are messages, for controllers that know none.
+    MessageFrame {
+        /// Added to a line's number by those who write it.
+        base: u32,
+        /// The first line that is its own.
+        first: u32,
+        /// How many there are.
+        count: u32,
+    },
 }
 
 /// One line of what a host can do: a machine-readable key, and the value in words.

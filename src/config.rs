@@ -14,7 +14,7 @@ use crate::memory::{ImageMemory, RamRange};
 use crate::payload::Payload;
 use crate::payload::load::Wish;
 use crate::trace::Trace;
-use crate::virtio::VirtioDevice;
+use crate::virtio::{Carrier, VirtioDevice};
 
 /// Where the debug console lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,6 +98,8 @@ pub struct Config {
     pub no_progress: Option<Duration>,
     /// virtio devices: disks, networks and so on, in the order in which the guest finds them.
     pub devices: Vec<Box<dyn VirtioDevice>>,
+    /// What carries them.
+    pub transport: Carrier,
     /// A balloon that is to take so many bytes from the guest, if it has one.
     pub balloon: Option<u64>,
     /// A debug console, if wanted.
@@ -156,6 +158,7 @@ impl Config {
             fail_on: Vec::new(),
             no_progress: None,
             devices: Vec::new(),
+            transport: Carrier::default(),
             balloon: None,
             debug_console: None,
             exit_register: None,

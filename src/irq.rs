@@ -1,14 +1,18 @@
-//! Interrupt lines of devices, of two kinds.
+//! Interrupts of devices: lines of two kinds, and messages.
 //!
 //! An [`Irq`] makes edges: an eventfd that KVM listens to (KVM API, KVM_IRQFD), or nothing. One
 //! trigger is one edge; a device triggers when it has something new to tell.
 //!
 //! A [`Level`] is held for as long as there is a reason. It costs a system call (KVM API,
 //! KVM_IRQ_LINE) when it changes and nothing else, so a guest that polls pays nothing for either.
+//!
+//! A [`Vector`] is a message (PCI's MSI-X): an edge as well, to whom the guest says while it runs.
 
 use std::convert::Infallible;
 
 use vmm_sys_util::eventfd::EventFd;
+
+use crate::board::Message;
 
 /// A device's interrupt line.
 #[derive(Debug, Default)]
@@ -57,6 +61,25 @@ impl Level {
             self.high = high;
             (self.wire)(high);
         }
+    }
+}
+
+/// An interrupt that is a message.
+pub struct Vector {
+    irq: Irq,
+    route: Box<dyn FnMut(Message) -> bool + Send>,
+}
+
+impl Vector {
+    /// A message whenever `irq` is triggered: the one that `route` was told last, which says whether
+    /// it can be sent.
+    pub fn new(irq: Irq, route: impl FnMut(Message) -> bool + Send + 'static) -> Self {
+        Self { irq, route: Box::new(route) }
+    }
+
+    /// What triggers it, and what tells whom.
+    pub fn into_parts(self) -> (Irq, Box<dyn FnMut(Message) -> bool + Send>) {
+        (self.irq, self.route)
     }
 }
 

@@ -18,6 +18,7 @@
 //! - [`run`]: the run loop of one vCPU; [`exit`]: the vocabulary that it speaks
 //! - [`bus`]: addresses to devices; [`devices`]; [`irq`]: their interrupt lines
 //! - [`virtio`]: devices that share rings with their drivers; [`pieces`]: the buffers of these
+//! - [`pci`]: the bus that can carry them; [`messages`]: interrupts without a line
 //! - [`console`]: the host's side of the guest's console; [`terminal`]: raw and as it was
 //! - [`journal`]: counts and the last exits; [`trace`]: each exit in words or on a line of time;
 //!   [`timeline`]: what a start was spent on
@@ -63,10 +64,12 @@ pub mod layout_check;
 pub mod machine;
 mod mapped;
 pub mod memory;
+pub mod messages;
 pub mod notice;
 pub mod outcome;
 mod own_code;
 pub mod payload;
+pub mod pci;
 pub mod pieces;
 pub mod places;
 pub mod run;

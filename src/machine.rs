@@ -3,9 +3,11 @@
 //! The order matters: memory slots before anything else (one that is added later waits for a grace
 //! period), interrupt chips before vCPUs, and what an architecture must do last after the last
 //! vCPU. Fields are dropped in their order: vCPUs, devices, which hold the VM too, then the VM, then
-//! the RAM that it maps. What is on its bus, and how, is [`devices`]' to say.
+//! the RAM that it maps. What is on its bus, and how, is [`devices`]' and
+//! [`virtio`]'s to say.
 
 mod devices;
+mod virtio;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -32,7 +34,7 @@ use crate::payload::{Payload, load};
 use crate::places::Places;
 use crate::timeline::Timeline;
 use crate::trace::Trace;
-use crate::virtio::VirtioDevice;
+use crate::virtio::{Carrier, VirtioDevice};
 use crate::{kick, sys};
 use devices::Devices;
 
@@ -148,7 +150,14 @@ impl Machine {
         let balloon = config.balloon.map(Balloon::new).transpose()?;
         let figures = balloon.as_ref().map(|balloon| balloon.figures().clone());
         virtio.extend(balloon.map(|balloon| Box::new(balloon) as Box<dyn VirtioDevice>));
-        let virtio = devices.insert_virtio(virtio)?;
+        let pci = config.transport == Carrier::Pci && !virtio.is_empty();
+        let virtio = if pci {
+            devices.insert_pci(virtio)?;
+            devices.insert_extras(arch::pci_extras(&chips), &output, &serial_input)?;
+            Vec::new()
+        } else {
+            devices.insert_virtio(virtio)?
+        };
         let Devices { bus, wires, .. } = devices;
 
         timeline.reached("devices");
@@ -157,7 +166,7 @@ impl Machine {
         let entry = load::load(&image, &ram, &mut places, &config.wish, &way, &arch::RULES)?;
         way.mode.avoids().iter().for_each(|range| places.avoid(*range));
         let ranges = ram.ranges().to_vec();
-        let board = Board { cpus: config.cpus, ram: ranges, exit_register, virtio };
+        let board = Board { cpus: config.cpus, ram: ranges, exit_register, virtio, pci };
         let (cmdline, files) = (&config.cmdline, &config.initrds);
         let console = config.console_device;
         let given = Given { image: &config.name, console, cmdline, files };

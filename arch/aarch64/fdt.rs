@@ -2,7 +2,7 @@
 //!
 //! Source: Devicetree Specification v0.4; the bindings under Linux v6.12
 //! Documentation/devicetree/bindings (arm/psci.yaml, arm/cpus.yaml, timer/arm,arch_timer.yaml,
-//! interrupt-controller/arm,gic{,-v3}.yaml, arm/pmu.yaml, serial/{8250,pl011}.yaml,
+//! interrupt-controller/arm,gic{,-v3}.yaml, pci/host-generic-pci.yaml, arm/pmu.yaml, serial/{8250,pl011}.yaml,
 //! misc/pvpanic-mmio.txt).
 
 use anyhow::{Context, Result};
@@ -10,7 +10,7 @@ use vm_fdt::{Error, FdtWriter};
 
 use super::features::Features;
 use super::{layout, mode};
-use crate::board::{Board, Kernel};
+use crate::board::{Board, Kernel, Pci};
 use crate::exit::{BusAddr, Space};
 
 /// The interrupt controller that a machine has.
@@ -28,6 +28,7 @@ const PRIMECELL: &str = "arm,primecell";
 /// Handles of what other nodes refer to.
 const GIC_PHANDLE: u32 = 1;
 const CLOCK_PHANDLE: u32 = 2;
+const MESSAGES_PHANDLE: u32 = 3;
 
 /// The bus clock of `virt`, in Hz. Nothing depends on it.
 const BUS_CLOCK: u32 = 24_000_000;
@@ -160,8 +161,38 @@ fn write(board: &Board, kernel: &Kernel, gic: Gic, features: Features) -> Result
     write_device(&mut fdt, "pvpanic", layout::PANIC_REPORT, 2, &["qemu,pvpanic-mmio"], |_| Ok(()))?;
     write_device(&mut fdt, "exit", board.exit_register, 8, &["bivisor,exit-register"], |_| Ok(()))?;
 
+    if board.pci {
+        write_pci(&mut fdt, gic)?;
+    }
+
     fdt.end_node(root)?;
     fdt.finish()
+}
+
+/// The host bridge (pci/host-generic-pci.yaml), whose devices' messages go to the controller.
+fn write_pci(fdt: &mut FdtWriter, gic: Gic) -> Result<(), Error> {
+    /// Cells of an address there begin with what it is: memory of 32 bits (IEEE 1275 PCI bus
+    /// binding, "Numerical Representation of Addresses").
+    const MEMORY_32: u32 = 0x0200_0000;
+    let Pci { config, window } = layout::PCI;
+    let node = fdt.begin_node(&format!("pcie@{:x}", config.start))?;
+    fdt.property_string("compatible", "pci-host-ecam-generic")?;
+    fdt.property_string("device_type", "pci")?;
+    fdt.property_array_u64("reg", &[config.start, config.len])?;
+    fdt.property_u32("#address-cells", 3)?;
+    fdt.property_u32("#size-cells", 2)?;
+    fdt.property_array_u32("bus-range", &[0, 0])?;
+    fdt.property_u32("linux,pci-domain", 0)?;
+    let [start, len] = [window.start, window.len].map(|cells| [(cells >> 32) as u32, cells as u32]);
+    let range = [&[MEMORY_32][..], &start, &start, &len].concat();
+    fdt.property_array_u32("ranges", &range)?;
+    fdt.property_null("dma-coherent")?;
+    match gic {
+        Gic::V2 => fdt.property_u32("msi-parent", MESSAGES_PHANDLE)?,
+        // Each of the bus's functions is itself there.
+        Gic::V3 => fdt.property_array_u32("msi-map", &[0, MESSAGES_PHANDLE, 0, 0x100])?,
+    }
+    fdt.end_node(node)
 }
 
 fn write_gic(fdt: &mut FdtWriter, board: &Board, gic: Gic) -> Result<(), Error> {
@@ -179,22 +210,29 @@ fn write_gic(fdt: &mut FdtWriter, board: &Board, gic: Gic) -> Result<(), Error> 
     fdt.property_null("interrupt-controller")?;
     fdt.property_array_u64("reg", &[distributor.start, distributor.len, rest.start, rest_len])?;
     fdt.property_phandle(GIC_PHANDLE)?;
-    // An interrupt map would look for it (2.4.3 "Interrupt Nexus Properties"); nothing lies below.
-    if gic == Gic::V2 {
-        fdt.property_u32("#address-cells", 0)?;
-    }
+    let (part, compatible) = match gic {
+        // An interrupt map would look for it (2.4.3 "Interrupt Nexus Properties"); nothing lies below.
+        Gic::V2 if !board.pci => {
+            fdt.property_u32("#address-cells", 0)?;
+            return fdt.end_node(node);
+        }
+        Gic::V2 => (layout::GIC_FRAME, "arm,gic-v2m-frame"),
+        Gic::V3 => (layout::GIC_ITS, "arm,gic-v3-its"),
+    };
+    fdt.property_u32("#address-cells", 2)?;
+    fdt.property_u32("#size-cells", 2)?;
+    fdt.property_null("ranges")?;
+    let messages = fdt.begin_node(&format!("msi-controller@{:x}", part.start))?;
+    fdt.property_string("compatible", compatible)?;
+    fdt.property_null("msi-controller")?;
     if gic == Gic::V3 {
-        let its = layout::GIC_ITS;
-        fdt.property_u32("#address-cells", 2)?;
-        fdt.property_u32("#size-cells", 2)?;
-        fdt.property_null("ranges")?;
-        let node = fdt.begin_node(&format!("msi-controller@{:x}", its.start))?;
-        fdt.property_string("compatible", "arm,gic-v3-its")?;
-        fdt.property_null("msi-controller")?;
         fdt.property_u32("#msi-cells", 1)?;
-        fdt.property_array_u64("reg", &[its.start, its.len])?;
-        fdt.end_node(node)?;
     }
+    fdt.property_array_u64("reg", &[part.start, part.len])?;
+    if board.pci {
+        fdt.property_phandle(MESSAGES_PHANDLE)?;
+    }
+    fdt.end_node(messages)?;
     fdt.end_node(node)
 }
 
@@ -269,6 +307,7 @@ mod tests {
             ],
             exit_register: BusAddr::memory(0x8000),
             virtio: vec![layout::virtio(0).unwrap(), layout::virtio(15).unwrap()],
+            pci: false,
         };
         let initrd = RamRange { start: 0x4800_0000, len: 0x123 };
         let kernel = Kernel {
@@ -316,7 +355,13 @@ mod tests {
     fn the_first_memory_is_where_virt_has_it() {
         let starts = [0, 0x400_0000, layout::RAM_START, 0x1_0000_0000];
         let ram = starts.map(|start| RamRange { start, len: 0x20_0000 }).to_vec();
-        let board = Board { cpus: 1, ram, exit_register: layout::EXIT_REGISTER, virtio: vec![] };
+        let board = Board {
+            cpus: 1,
+            ram,
+            exit_register: layout::EXIT_REGISTER,
+            virtio: vec![],
+            pci: false,
+        };
         let blob = device_tree(&board, &Kernel::default(), Gic::V3, Features::default()).unwrap();
         let at = |start| {
             let name = format!("memory@{start:x}\0");

@@ -17,9 +17,6 @@ use kvm_ioctls::{DeviceFd, VmFd};
 use super::fdt::Gic;
 use super::layout;
 
-/// Interrupts that the controller knows, private ones included. Our choice: 96 shared lines.
-const INTERRUPTS: u32 = 128;
-
 /// The controller of one machine.
 pub struct Chip {
     device: DeviceFd,
@@ -78,7 +75,7 @@ impl Chip {
 
     /// Once every vCPU exists: sets the number of interrupts and initialises it.
     pub fn initialise(&self) -> Result<()> {
-        let interrupts = INTERRUPTS;
+        let interrupts = layout::INTERRUPTS;
         set(&self.device, KVM_DEV_ARM_VGIC_GRP_NR_IRQS, 0, &raw const interrupts as u64)
             .context("set the number of interrupts")?;
         for device in [Some(&self.device), self.its.as_ref()].into_iter().flatten() {
@@ -92,7 +89,7 @@ impl Chip {
     fn configure(&self) -> Result<()> {
         /// The first of the registers; the same in both versions.
         const GICD_ICFGR: u32 = 0xc00;
-        for register in 0..INTERRUPTS / layout::CONFIGURED {
+        for register in 0..layout::INTERRUPTS / layout::CONFIGURED {
             let value = layout::icfgr(register);
             if value != layout::EDGES {
                 let offset = GICD_ICFGR + 4 * register;

@@ -31,8 +31,13 @@ fn tree(
     gic: Gic,
     features: Features,
 ) -> Vec<u8> {
-    let board =
-        Board { cpus, ram: ram.to_vec(), exit_register: layout::EXIT_REGISTER, virtio: vec![] };
+    let board = Board {
+        cpus,
+        ram: ram.to_vec(),
+        exit_register: layout::EXIT_REGISTER,
+        virtio: vec![],
+        pci: false,
+    };
     let kernel = Kernel { cmdline: words.to_vec(), initrd, ..Kernel::default() };
     device_tree(&board, &kernel, gic, features).unwrap()
 }
@@ -81,7 +86,7 @@ fn hostile_26_the_fullest_board_has_a_tree_that_a_kernel_takes() {
     for address in [0, 1, u64::MAX] {
         let exit_register = BusAddr::memory(address);
         let ram = vec![RamRange { start: address, len: 0 }];
-        let board = Board { cpus: 0, ram, exit_register, virtio: vec![] };
+        let board = Board { cpus: 0, ram, exit_register, virtio: vec![], pci: false };
         assert!(device_tree(&board, &Kernel::default(), Gic::V3, ALL).is_ok());
     }
 }

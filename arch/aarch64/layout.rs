@@ -5,6 +5,7 @@
 //! 0x0000_0000  nothing (virt has its flash here)
 //! 0x0800_0000  GIC distributor
 //! 0x0801_0000  GICv2 CPU interface
+//! 0x0802_0000  GICv2m frame
 //! 0x0808_0000  GICv3 interrupt translation service
 //! 0x080a_0000  GICv3 redistributors, 128 KiB for each of 123 CPUs
 //! 0x0900_0000  PL011, on the same console
@@ -15,11 +16,13 @@
 //! 0x0913_0000  exception vectors for a guest that has none yet, read-only
 //! 0x0914_0000  where those vectors tell that one was taken
 //! 0x0a00_0000  virtio devices, 0x200 for each of 16
+//! 0x1000_0000  PCI: memory of devices
+//! 0x3f00_0000  PCI: configuration of bus 0
 //! 0x4000_0000  RAM; a flat image at +0x8_0000
 //! ```
 
 use super::mode::Machine;
-use crate::board::{Extra, Seat, StopRegister};
+use crate::board::{Extra, Pci, Seat, StopRegister};
 use crate::exit::BusAddr;
 use crate::layout_check::{Region, ascending_and_disjoint};
 use crate::memory::RamRange;
@@ -30,6 +33,10 @@ pub const GIC_DISTRIBUTOR: Region =
 /// Where `virt` has the GICv2 CPU interface.
 pub const GIC_CPU_INTERFACE: Region =
     Region { name: "GIC CPU interface", start: 0x0801_0000, len: 0x1_0000 };
+/// Where `virt` has the frame of GICv2m, which makes interrupts of messages.
+pub const GIC_FRAME: Region = Region { name: "GICv2m frame", start: 0x0802_0000, len: PAGE };
+/// The shared interrupts that are the frame's. Our choice: all behind those of devices.
+pub const FRAME_SPIS: (u32, u32) = (32, MESSAGES - 32);
 /// Where `virt` has the GICv3 redistributors.
 pub const GIC_REDISTRIBUTORS: Region =
     Region { name: "GIC redistributors", start: 0x080a_0000, len: 0x00f6_0000 };
@@ -82,8 +89,36 @@ pub fn virtio(index: usize) -> Option<Seat> {
     (start < VIRTIO.end()).then_some(seat)
 }
 
+/// Where `virt` has its PCI buses: of what is below RAM we take as much as one bus needs.
+pub const PCI: Pci = Pci {
+    config: Region { name: "PCI configuration", start: 0x3f00_0000, len: 1 << 20 },
+    window: Region { name: "PCI devices", start: 0x1000_0000, len: 16 << 20 },
+};
+
+/// The frame, on a board that has it.
+pub const PCI_EXTRAS: &[(Extra, BusAddr)] = &[(
+    Extra::MessageFrame { base: PRIVATE_INTERRUPTS, first: FRAME_SPIS.0, count: FRAME_SPIS.1 },
+    BusAddr::memory(GIC_FRAME.start),
+)];
+
+/// Interrupts that the controller knows, private ones included. Our choice: 96 shared lines.
+pub const INTERRUPTS: u32 = 128;
+/// Interrupts that are messages count from here, past the shared lines.
+pub const MESSAGES: u32 = INTERRUPTS - PRIVATE_INTERRUPTS;
+
 /// Interrupts that each CPU has for itself; the shared ones follow (Arm IHI 0069, "INTIDs").
-const PRIVATE_INTERRUPTS: u32 = 32;
+pub const PRIVATE_INTERRUPTS: u32 = 32;
+
+/// The shared interrupt that a write of `data` to `guest_addr` makes, if the frame's register is
+/// there and the interrupt is the frame's.
+pub fn frame_spi(guest_addr: u64, data: u32) -> Option<u32> {
+    /// MSI_SETSPI_NS (Arm Base System Architecture 1.0, "GICv2m MSI frame").
+    const SETSPI: u64 = 0x40;
+    let (first, count) = FRAME_SPIS;
+    let spi = data.checked_sub(PRIVATE_INTERRUPTS)?;
+    let own = (first..first + count).contains(&spi);
+    (guest_addr == GIC_FRAME.start + SETSPI && own).then_some(spi)
+}
 
 /// A shared interrupt as KVM_IRQ_LINE names it (KVM API): the kind from bit 24 on, then the INTID.
 pub const fn irq_line(spi: u32) -> u32 {
@@ -117,6 +152,7 @@ pub const STOP_REGISTERS: &[StopRegister] = &[];
 pub const WINDOWS: &[Region] = &[
     GIC_DISTRIBUTOR,
     GIC_CPU_INTERFACE,
+    GIC_FRAME,
     GIC_ITS,
     GIC_REDISTRIBUTORS,
     Region { name: "PL011", start: PL011.addr, len: PAGE },
@@ -126,6 +162,8 @@ pub const WINDOWS: &[Region] = &[
     VECTORS,
     UNHANDLED,
     VIRTIO,
+    PCI.window,
+    PCI.config,
 ];
 const _: () = assert!(ascending_and_disjoint(WINDOWS));
 
@@ -162,6 +200,23 @@ mod tests {
     fn the_uart_interrupts_as_on_virt() {
         assert_eq!((irq_line(PL011_SPI), irq_line(0)), (0x0100_0021, 0x0100_0020));
         assert_eq!([1, 2, 3].map(icfgr), [0xaaaa_aaaa, 0xaaaa_aaa2, 0xaaaa_aaaa]);
+    }
+
+    #[test]
+    fn the_frame_has_its_own_interrupts_alone() {
+        let register = GIC_FRAME.start + 0x40;
+        for (guest_addr, data, spi) in [
+            (register, 64, Some(32)),
+            (register, 127, Some(95)),
+            (register, 63, None),
+            (register, 128, None),
+            (register, 0, None),
+            (register, u32::MAX, None),
+            (register + 4, 64, None),
+            (1 << 32 | register, 64, None),
+        ] {
+            assert_eq!(frame_spi(guest_addr, data), spi, "{guest_addr:#x} {data}");
+        }
     }
 
     #[test]

@@ -7,10 +7,12 @@
 //! Source: ACPI 6.5, 5.2 "ACPI System Description Tables" and 4.8.3.7 "Sleep Control and Status".
 
 use acpi_tables::aml::{
-    Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate, Scope,
+    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name,
+    Package, Path, ResourceTemplate, Scope,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags, PmProfile};
-use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
+use acpi_tables::gas::{self, AccessSize, GAS};
+use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
@@ -18,7 +20,7 @@ use acpi_tables::{Aml, aml};
 
 use super::layout;
 use super::mode::Machine;
-use crate::board::{Board, Seat};
+use crate::board::{Board, Pci, Seat};
 use crate::exit::BusAddr;
 
 const OEM: [u8; 6] = *b"BIVISR";
@@ -78,9 +80,11 @@ pub fn tables(at: u64, board: &Board, machine: Machine) -> Vec<u8> {
     let facs = (machine == Machine::Pc).then(|| place(facs()));
     let fadt = place(fadt(dsdt, facs));
     let madt = place(madt(board.cpus, machine));
+    let mcfg = board.pci.then(|| place(mcfg()));
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
-    xsdt.add_entry(fadt);
-    xsdt.add_entry(madt);
+    for table in [fadt, madt].into_iter().chain(mcfg) {
+        xsdt.add_entry(table);
+    }
     let xsdt = place(bytes(&xsdt));
     let rsdp = bytes(&Rsdp::new(OEM, xsdt));
     blob[..rsdp.len()].copy_from_slice(&rsdp);
@@ -109,6 +113,9 @@ fn dsdt(board: &Board, machine: Machine) -> Vec<u8> {
     let mut sdt = Sdt::new(*b"DSDT", 36, 6, OEM, OEM_TABLE, OEM_REVISION);
     sdt.append_slice(&bytes(&bus));
     sdt.append_slice(&virtio);
+    if board.pci {
+        sdt.append_slice(&pci());
+    }
     sdt.append_slice(&bytes(&s5));
     sdt.as_slice().to_vec()
 }
@@ -129,6 +136,39 @@ fn virtio((index, seat): (usize, &Seat)) -> Vec<u8> {
     bytes(&Scope::new(Path::new("\\_SB_"), vec![&device]))
 }
 
+/// The host bridge of a PCI bus without pins or ports. Its configuration space is also what a board's
+/// resources name: else Linux does not believe the MCFG (v6.12 arch/x86/pci/mmconfig-shared.c).
+fn pci() -> Vec<u8> {
+    let Pci { config, window } = layout::PCI;
+    let hid = Name::new(Path::new("_HID"), &EISAName::new("PNP0C02"));
+    let uid = Name::new(Path::new("_UID"), &aml::ONE);
+    let registers = Memory32Fixed::new(true, config.start as u32, config.len as u32);
+    let resources = Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&registers]));
+    let board = Device::new(Path::new("MB00"), vec![&hid, &uid, &resources]);
+
+    let hid = Name::new(Path::new("_HID"), &EISAName::new("PNP0A08"));
+    let cid = Name::new(Path::new("_CID"), &EISAName::new("PNP0A03"));
+    let [uid, segment, bus] =
+        ["_UID", "_SEG", "_BBN"].map(|name| Name::new(Path::new(name), &aml::ZERO));
+    let coherent = Name::new(Path::new("_CCA"), &aml::ONE);
+    let buses = AddressSpace::new_bus_number(0u16, 0);
+    let (first, last) = (window.start as u32, (window.end() - 1) as u32);
+    let memory =
+        AddressSpace::new_memory(AddressSpaceCacheable::NotCacheable, true, first, last, None);
+    let resources = Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&buses, &memory]));
+    let names: Vec<&dyn Aml> = vec![&hid, &cid, &uid, &segment, &bus, &coherent, &resources];
+    let bridge = Device::new(Path::new("PCI0"), names);
+    bytes(&Scope::new(Path::new("\\_SB_"), vec![&board, &bridge]))
+}
+
+/// Where the configuration space of the bus is (PCI Firmware Specification 3.3, 4.1.2 "MCFG Table
+/// Description").
+fn mcfg() -> Vec<u8> {
+    let mut mcfg = MCFG::new(OEM, OEM_TABLE, OEM_REVISION);
+    mcfg.add_ecam(layout::PCI.config.start, 0, 0, 0);
+    bytes(&mcfg)
+}
+
 /// The table with which a system shares the fixed registers; it has neither a checksum nor, here,
 /// anything to say.
 fn facs() -> Vec<u8> {
@@ -143,7 +183,7 @@ fn facs() -> Vec<u8> {
 fn fadt(dsdt: u64, facs: Option<u64>) -> Vec<u8> {
     let register = |at: BusAddr, bits: u8| {
         let access = if bits == 8 { AccessSize::ByteAccess } else { AccessSize::WordAccess };
-        GAS::new(AddressSpace::SystemIo, bits, 0, access, at.addr)
+        GAS::new(gas::AddressSpace::SystemIo, bits, 0, access, at.addr)
     };
     let mut fadt = FADTBuilder::new(OEM, OEM_TABLE, OEM_REVISION)
         .dsdt_64(dsdt)
@@ -203,7 +243,7 @@ mod tests {
 
     fn board(cpus: usize) -> Board {
         let virtio = vec![layout::virtio(0).unwrap(), layout::virtio(15).unwrap()];
-        Board { cpus, ram: vec![], exit_register: layout::EXIT_REGISTER, virtio }
+        Board { cpus, ram: vec![], exit_register: layout::EXIT_REGISTER, virtio, pci: false }
     }
 
     fn u32_at(bytes: &[u8], at: usize) -> u32 {

@@ -159,8 +159,13 @@ mod tests {
     use super::*;
 
     fn placed(ram: RamRange, taken: Option<(u64, u64)>) -> Vec<Table> {
-        let board =
-            Board { cpus: 1, ram: vec![ram], exit_register: layout::EXIT_REGISTER, virtio: vec![] };
+        let board = Board {
+            cpus: 1,
+            ram: vec![ram],
+            exit_register: layout::EXIT_REGISTER,
+            virtio: vec![],
+            pci: false,
+        };
         let mut places = Places::new(&board.ram);
         if let Some((start, len)) = taken {
             places.reserve(start, len, "image").unwrap();

@@ -244,7 +244,7 @@ mod tests {
 
     fn board() -> Board {
         let ram = vec![RamRange { start: 0, len: 0x100_0000 }];
-        Board { cpus: 1, ram, exit_register: layout::EXIT_REGISTER, virtio: vec![] }
+        Board { cpus: 1, ram, exit_register: layout::EXIT_REGISTER, virtio: vec![], pci: false }
     }
 
     fn start(

@@ -111,7 +111,8 @@ mod tests {
         let mut ram = vec![RamRange { start: 0, len: 4 * MIB }];
         ram.extend((1..pieces as u64).map(|i| RamRange { start: 4 * MIB * i + MIB, len: MIB }));
         let mut places = Places::new(&ram);
-        let board = Board { cpus, ram, exit_register: layout::EXIT_REGISTER, virtio: vec![] };
+        let board =
+            Board { cpus, ram, exit_register: layout::EXIT_REGISTER, virtio: vec![], pci: false };
         let kernel = Kernel { cmdline: vec![b'x'; layout::CMDLINE_MAX], ..Kernel::default() };
         let entry =
             if mode == Mode::Linux16 { layout::REAL_MODE_KERNEL.start + 0x200 } else { MIB };

@@ -8,10 +8,11 @@ use std::arch::x86_64::__cpuid;
 
 use anyhow::{Context, Result, ensure};
 use kvm_bindings::{
-    CpuId, KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_HALTED,
+    CpuId, KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQCHIP_IOAPIC,
+    KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_HALTED,
     KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_UNINITIALIZED, KVM_PIT_SPEAKER_DUMMY, Msrs,
-    kvm_enable_cap, kvm_guest_debug, kvm_msr_entry, kvm_pit_config, kvm_regs, kvm_segment,
-    kvm_sregs,
+    kvm_enable_cap, kvm_guest_debug, kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1,
+    kvm_irq_routing_irqchip, kvm_msr_entry, kvm_pit_config, kvm_regs, kvm_segment, kvm_sregs,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
@@ -20,8 +21,9 @@ use super::boot::{FirstState, Segment, first_state};
 use super::mode::{Machine, Mode};
 use super::registers::{GENERAL, RFLAGS, RIP, Register};
 use super::{cpuid, debug, layout};
+use crate::arch::routes::{message_route, set_routes};
 use crate::arch::run_page::RunPage;
-use crate::board::{Board, Finding, Start};
+use crate::board::{Board, Extra, Finding, Message, Start};
 use crate::exit::{BusAddr, CpuState, Crash, Exit, Stop};
 use crate::kick::Kick;
 use crate::memory::GuestRam;
@@ -37,9 +39,6 @@ const MSR_MTRR_DEF_TYPE: kvm_msr_entry = msr(0x2ff, 1 << 11 | 6);
 const fn msr(index: u32, data: u64) -> kvm_msr_entry {
     kvm_msr_entry { index, reserved: 0, data }
 }
-
-/// I/O APIC pins that interrupt routes are kept for. Our choice: those of a PC.
-const IOAPIC_PINS: u64 = 24;
 
 /// Past the highest guest-physical address: what the host's CPU can address.
 pub fn address_limit(_: &Kvm) -> u64 {
@@ -79,7 +78,8 @@ pub fn before_vcpus(kvm: &Kvm, vm: &VmFd, cpus: usize, machine: Machine) -> Resu
         }
     } else if cpus > 1 {
         let mut split = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
-        split.args[0] = IOAPIC_PINS;
+        // Routes are kept for as many lines as a PC has.
+        split.args[0] = layout::MESSAGES.into();
         vm.enable_cap(&split).context("create local APICs")?;
     }
     let mut cpuid =
@@ -100,6 +100,38 @@ pub fn wire(vm: &VmFd, event: &EventFd, line: u32) -> Result<()> {
 /// Makes an input of the interrupt controllers high or low.
 pub fn set_line(vm: &VmFd, input: u32, high: bool) -> Result<()> {
     vm.set_irq_line(input, high).with_context(|| format!("set interrupt {input}"))
+}
+
+/// Devices that a PCI bus brings: none, since a local APIC takes messages.
+pub fn pci_extras(_: &Chips) -> &'static [(Extra, BusAddr)] {
+    &[]
+}
+
+/// Has interrupt numbers stand for `messages`, and lines for what KVM begins with: the inputs of the
+/// I/O APIC, and of the 8259s where they have one (Linux v6.12 arch/x86/kvm/irq_comm.c,
+/// `default_routing`).
+pub fn route(vm: &VmFd, messages: &[(u32, Message)]) -> Result<()> {
+    /// Inputs of one 8259, of which there are two.
+    const PIC_INPUTS: u32 = 8;
+    let line = |gsi, irqchip, pin| kvm_irq_routing_entry {
+        gsi,
+        type_: KVM_IRQ_ROUTING_IRQCHIP,
+        u: kvm_irq_routing_entry__bindgen_ty_1 {
+            irqchip: kvm_irq_routing_irqchip { irqchip, pin },
+        },
+        ..Default::default()
+    };
+    let lines = (0..layout::MESSAGES).flat_map(|gsi| {
+        let pic = match gsi / PIC_INPUTS {
+            0 => Some(KVM_IRQCHIP_PIC_MASTER),
+            1 => Some(KVM_IRQCHIP_PIC_SLAVE),
+            _ => None,
+        };
+        let pic = pic.map(|chip| line(gsi, chip, gsi % PIC_INPUTS));
+        [Some(line(gsi, KVM_IRQCHIP_IOAPIC, gsi)), pic].into_iter().flatten()
+    });
+    let messages = messages.iter().map(|(gsi, message)| message_route(*gsi, message));
+    set_routes(vm, lines.chain(messages).collect())
 }
 
 /// Nothing waits for the last vCPU here.

@@ -3,11 +3,12 @@
 //! ```text
 //! memory                                    ports
 //! 0x0000_0000  RAM (up to 3 GiB)            0x0060, 0x0064  i8042: command 0xfe resets
-//! 0xc000_0000  devices                      0x00f4          exit register
-//! 0xd800_0000    virtio, 0x200 for each of 16
-//! 0xfec0_0000    I/O APIC                   0x03f8          console (16550)
-//! 0xfee0_0000    local APICs                0x0505          pvpanic
-//! 0xfffb_c000    KVM's own four pages       0x0604          ACPI PM1a control: power-off
+//! 0xc000_0000  PCI: memory of devices       0x00f4          exit register
+//! 0xd000_0000  PCI: configuration of bus 0
+//! 0xd800_0000  virtio, 0x200 for each of 16
+//! 0xfec0_0000  I/O APIC                     0x03f8          console (16550)
+//! 0xfee0_0000  local APICs                  0x0505          pvpanic
+//! 0xfffb_c000  KVM's own four pages         0x0604          ACPI PM1a control: power-off
 //! 0x1_0000_0000  the rest of RAM            0x0600          ACPI sleep control and status
 //!                                           0x060c          ACPI PM1a events (PC)
 //!                                           0x0cf9          reset control
@@ -17,7 +18,7 @@
 //! interrupt controllers (0x20, 0xa0, 0x4d0).
 
 use super::mode::Machine;
-use crate::board::{Does, Extra, Seat, StopRegister};
+use crate::board::{Does, Extra, Pci, Seat, StopRegister};
 use crate::exit::BusAddr;
 use crate::layout_check::{Region, ascending_and_disjoint};
 use crate::memory::RamRange;
@@ -125,12 +126,24 @@ pub const LOCAL_APIC: u64 = 0xfee0_0000;
 
 /// Memory addresses that are never RAM.
 pub const WINDOWS: &[Region] = &[
+    PCI.window,
+    PCI.config,
     VIRTIO,
     Region { name: "I/O APIC", start: IO_APIC, len: 0x1000 },
     Region { name: "local APICs", start: LOCAL_APIC, len: 0x1000 },
     Region { name: "pages of KVM's own", start: KVM_PAGES, len: 0x4000 },
 ];
 const _: () = assert!(ascending_and_disjoint(WINDOWS));
+
+/// A PCI bus. Our choice: at the hole's start, with room for more devices than it can have, and for
+/// more buses.
+pub const PCI: Pci = Pci {
+    config: Region { name: "PCI configuration", start: 0xd000_0000, len: 1 << 20 },
+    window: Region { name: "PCI devices", start: HOLE, len: 16 << 20 },
+};
+
+/// Inputs of the I/O APIC that KVM has: interrupts that are messages count from here.
+pub const MESSAGES: u32 = 24;
 
 /// Where virtio devices lie. Our choice: in the middle of the hole, with room for PCI on both sides.
 const VIRTIO: Region = Region { name: "virtio devices", start: 0xd800_0000, len: 16 * VIRTIO_LEN };

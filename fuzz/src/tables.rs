@@ -69,7 +69,8 @@ pub fn run(bytes: &[u8]) {
     let ranges = (0..numbers.next(2) % 258).map(|_| numbers.range()).collect();
     let Ok(ram) = check_ranges(ranges, PAGE, ADDRESSES, &[]) else { return };
     let exit_register = BusAddr::memory(numbers.next(8));
-    let board = Board { cpus, ram, exit_register };
+    let pci = numbers.next(1) & 1 != 0;
+    let board = Board { cpus, ram, exit_register, virtio: vec![], pci };
     let mode = MODES[numbers.next(1) as usize % MODES.len()];
     let machine = MACHINES[numbers.next(1) as usize % MACHINES.len()];
     let entry = numbers.next(8);

@@ -7,6 +7,7 @@ use bivisor::devices::debug_console::Shown;
 use bivisor::exit::{BusAddr, Space};
 use bivisor::gdb;
 use bivisor::memory::{ImageMemory, RamRange};
+use bivisor::virtio::Carrier;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 /// A number: decimal or, after `0x`, hexadecimal; `_` between digits.
@@ -52,6 +53,14 @@ pub fn image_memory() -> impl TypedValueParser<Value = ImageMemory> {
     PossibleValuesParser::new(["copy", "map"]).map(|word| match word.as_str() {
         "map" => ImageMemory::Map,
         _ => ImageMemory::Copy,
+    })
+}
+
+/// `mmio` or `pci`.
+pub fn carrier() -> impl TypedValueParser<Value = Carrier> {
+    PossibleValuesParser::new(["mmio", "pci"]).map(|word| match word.as_str() {
+        "pci" => Carrier::Pci,
+        _ => Carrier::Mmio,
     })
 }
 

@@ -56,6 +56,7 @@ pub fn image(options: Run) -> Result<u8> {
         config.cpus = options.cpus;
         config.devices = options.devices.open(options.cpus)?;
         config.balloon = options.devices.balloon;
+        config.transport = options.devices.transport;
         config.debug_console = options.debug_console;
         config.exit_register = options.exit_register;
         config.gdb = options.gdb.as_ref().map(Listener::open).transpose()?;

@@ -9,6 +9,7 @@ pub mod debug_console;
 pub mod entropy;
 pub mod exit_register;
 pub mod fixed_events;
+pub mod message_frame;
 pub mod net;
 pub mod panic_report;
 pub mod pl011;

@@ -1,14 +1,14 @@
 //! Puts the devices of a machine on its bus, each where its architecture or the user has it, and ties
-//! their interrupts and notifications to KVM.
+//! their interrupts to KVM. virtio devices are [`super::virtio`]'s.
 
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use kvm_ioctls::{IoEventAddress, VmFd};
+use kvm_ioctls::VmFd;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::{self, layout};
-use crate::board::{Extra, Seat};
+use crate::board::Extra;
 use crate::bus::{Bus, Device};
 use crate::config::Config;
 use crate::console::{Input, Output};
@@ -16,6 +16,7 @@ use crate::devices::cmos::{self, Cmos};
 use crate::devices::debug_console::DebugConsole;
 use crate::devices::exit_register::ExitRegister;
 use crate::devices::fixed_events::{self, FixedEvents};
+use crate::devices::message_frame::{self, MessageFrame};
 use crate::devices::panic_report::{self, PanicReport};
 use crate::devices::pl011::{self, Pl011};
 use crate::devices::rtc::{self, Pl031};
@@ -23,8 +24,6 @@ use crate::devices::serial::{self, Serial};
 use crate::exit::{BusAddr, Space};
 use crate::irq::{Irq, Level};
 use crate::memory::GuestRam;
-use crate::virtio::VirtioDevice;
-use crate::virtio::mmio::{self, Mmio};
 
 /// Bytes of the widest access that a guest can make to a device.
 const WIDEST_ACCESS: u64 = 8;
@@ -40,7 +39,7 @@ pub struct Devices<'a> {
 
 impl Devices<'_> {
     /// Puts one device on the bus, unless RAM lies there: the guest would never reach it.
-    fn insert(
+    pub fn insert(
         &mut self,
         at: BusAddr,
         len: u64,
@@ -77,36 +76,13 @@ impl Devices<'_> {
     }
 
     /// An interrupt on `line`; none where there is no controller.
-    fn irq(&mut self, line: u32) -> Result<Irq> {
+    pub fn irq(&mut self, line: u32) -> Result<Irq> {
         let Some(wires) = &mut self.wires else { return Ok(Irq::none()) };
         let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
         let event = event.context("create an eventfd")?;
         let irq = Irq::new(event.try_clone().context("copy an eventfd")?);
         wires.push((event, line));
         Ok(irq)
-    }
-
-    /// The virtio devices; gives where they lie. Their notifications end in KVM.
-    pub fn insert_virtio(&mut self, devices: Vec<Box<dyn VirtioDevice>>) -> Result<Vec<Seat>> {
-        let count = devices.len();
-        let insert = |(index, device)| {
-            let seat = layout::virtio(index).with_context(|| {
-                format!("{count} disks, networks and other devices: a machine has room for {index}")
-            })?;
-            let irq = self.irq(seat.line)?;
-            let device: Box<dyn VirtioDevice> = device;
-            let name = device.name();
-            let device = Mmio::new(device, self.ram.clone(), irq).context(name)?;
-            let notify = IoEventAddress::Mmio(seat.at.addr + mmio::NOTIFY);
-            for (number, kick) in device.transport().kicks().iter().enumerate() {
-                self.vm
-                    .register_ioevent(kick, &notify, number as u32)
-                    .with_context(|| format!("{name}: have KVM take notifications"))?;
-            }
-            self.insert(seat.at, seat.len, name, Box::new(device))?;
-            Ok(seat)
-        };
-        devices.into_iter().enumerate().map(insert).collect()
     }
 
     /// The interrupt line with this number, to be held.
@@ -131,7 +107,30 @@ impl Devices<'_> {
         let serial = Serial::new(output.clone(), input.clone(), irq);
         self.insert(layout::CONSOLE, serial::LEN, "console", Box::new(serial))?;
         self.insert(layout::PANIC_REPORT, panic_report::LEN, "pvpanic", Box::new(PanicReport))?;
-        for (extra, at) in layout::extras(machine) {
+        self.insert_extras(layout::extras(machine), output, input)?;
+        for register in layout::STOP_REGISTERS {
+            self.insert(register.at, register.len, register.name, Box::new(*register))?;
+        }
+        self.insert_asked(
+            "--exit-register",
+            exit_register,
+            "exit register",
+            Box::new(ExitRegister),
+        )?;
+        if let Some(debug) = debug {
+            self.insert_debug_console(debug, output, input)?;
+        }
+        Ok(())
+    }
+
+    /// Devices of this kind of machine.
+    pub fn insert_extras(
+        &mut self,
+        extras: &[(Extra, BusAddr)],
+        output: &Arc<Output>,
+        input: &Arc<Input>,
+    ) -> Result<()> {
+        for (extra, at) in extras {
             match extra {
                 Extra::Pl011 { line } => {
                     let uart = Pl011::new(output.clone(), input.clone(), self.level(*line));
@@ -148,19 +147,16 @@ impl Devices<'_> {
                     let events = Box::new(FixedEvents::default());
                     self.insert(*at, fixed_events::LEN, "ACPI events", events)?;
                 }
+                Extra::MessageFrame { base, first, count } => {
+                    let vm = self.vm.clone();
+                    let frame = MessageFrame::new(*base, *first, *count, move |line| {
+                        for high in [true, false] {
+                            let _ = arch::set_line(&vm, line, high);
+                        }
+                    });
+                    self.insert(*at, message_frame::LEN, "message frame", Box::new(frame))?;
+                }
             }
-        }
-        for register in layout::STOP_REGISTERS {
-            self.insert(register.at, register.len, register.name, Box::new(*register))?;
-        }
-        self.insert_asked(
-            "--exit-register",
-            exit_register,
-            "exit register",
-            Box::new(ExitRegister),
-        )?;
-        if let Some(debug) = debug {
-            self.insert_debug_console(debug, output, input)?;
         }
         Ok(())
     }

@@ -1,5 +1,7 @@
-//! For tests: a driver of any device, through its registers in memory and with rings that it
-//! controls, in this process.
+//! For tests: a driver of any device, by either carrier and with rings that it controls, in this
+//! process.
+
+pub mod carried;
 
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
@@ -9,11 +11,9 @@ use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_mmio::*;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::VirtioDevice;
-use super::mmio::Mmio;
-use crate::bus::Device;
+use self::carried::Carried;
+use super::{Carrier, VirtioDevice};
 use crate::devices::value;
-use crate::irq::Irq;
 use crate::memory::{GuestRam, RamRange};
 use crate::sys;
 
@@ -46,7 +46,7 @@ pub enum Buffer {
 
 /// A driver, its device, and RAM.
 pub struct Driver {
-    pub device: Mmio,
+    pub device: Carried,
     pub ram: Arc<GuestRam>,
     pub edges: EventFd,
     queues: Vec<Ring>,
@@ -65,11 +65,14 @@ struct Ring {
 
 impl Driver {
     pub fn new(device: Box<dyn VirtioDevice>) -> Self {
+        Self::with(Carrier::Mmio, device)
+    }
+
+    pub fn with(carrier: Carrier, device: Box<dyn VirtioDevice>) -> Self {
         let ram = GuestRam::new(vec![RamRange { start: 0, len: RAM_LEN }]).unwrap();
         let ram = Arc::new(ram);
         let edges = EventFd::new(libc::EFD_NONBLOCK).unwrap();
-        let irq = Irq::new(edges.try_clone().unwrap());
-        let device = Mmio::new(device, ram.clone(), irq).unwrap();
+        let device = Carried::new(carrier, device, ram.clone(), &edges);
         Self { device, ram, edges, queues: Vec::new() }
     }
 
@@ -79,18 +82,18 @@ impl Driver {
 
     pub fn get(&mut self, register: u32) -> u32 {
         let mut data = [0xaa; 4];
-        self.device.read(register.into(), &mut data);
+        self.device.get(register, &mut data);
         value(&data) as u32
     }
 
     pub fn set(&mut self, register: u32, value: u32) {
-        assert!(self.device.write(register.into(), &value.to_le_bytes()).is_continue());
+        self.device.set(register, value);
     }
 
     /// `len` bytes of the configuration space from `offset`.
     pub fn config(&mut self, offset: u64, len: usize) -> Vec<u8> {
         let mut data = vec![0xaa; len];
-        self.device.read(u64::from(VIRTIO_MMIO_CONFIG) + offset, &mut data);
+        self.device.read_config(offset, &mut data);
         data
     }
 
@@ -113,6 +116,7 @@ impl Driver {
     pub fn negotiate(&mut self, features: u64) {
         self.set(VIRTIO_MMIO_STATUS, 0);
         self.set(VIRTIO_MMIO_STATUS, ACKNOWLEDGE_AND_DRIVER);
+        self.device.use_vectors();
         let features = features & self.offered() | 1 << VIRTIO_F_VERSION_1;
         for (select, bits) in [(0, features as u32), (1, (features >> 32) as u32)] {
             self.set(VIRTIO_MMIO_DRIVER_FEATURES_SEL, select);
@@ -135,6 +139,7 @@ impl Driver {
             self.set(low, at as u32);
             self.set(low + 4, (at >> 32) as u32);
         }
+        self.device.use_queue_vector(queue);
         self.set(VIRTIO_MMIO_QUEUE_READY, 1);
         assert_eq!(self.get(VIRTIO_MMIO_QUEUE_READY), 1);
         self.queues.resize(self.queues.len().max(queue + 1), Ring::default());

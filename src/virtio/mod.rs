@@ -2,14 +2,14 @@
 //! behind a transport that devices don't know.
 //!
 //! ```text
-//! vCPU ── registers ──▶ mmio ──▶ transport: status, features, queues ──▶ VirtioDevice::start
+//! vCPU ── registers ──▶ mmio or pci ──▶ transport: status, features, queues ──▶ VirtioDevice::start
 //! vCPU ── notification ──▶ eventfd in KVM ──▶ worker: its thread ──▶ Work ──▶ queue, chain
 //! guest ◀── interrupt ── eventfd in KVM ◀── Interrupt ◀───────────────────────┘
 //! ```
 //!
 //! [`chain`]: buffers out of descriptors; [`queue`]: the rings; [`worker`]: the threads that serve
 //! them; [`transport`]: a device's life as its driver sees it; [`mmio`]: that behind registers in
-//! memory. Device types lie in [`crate::devices`].
+//! memory; [`pci`]: that as a function of a PCI bus. Device types lie in [`crate::devices`].
 
 pub mod chain;
 #[cfg(test)]
@@ -17,6 +17,7 @@ pub(crate) mod counted;
 #[cfg(test)]
 pub(crate) mod driver;
 pub mod mmio;
+pub mod pci;
 pub mod queue;
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,16 @@ use anyhow::Result;
 
 use self::queue::Queue;
 use self::worker::Work;
+
+/// What carries the virtio devices of a machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Carrier {
+    /// Registers in memory: [`mmio`].
+    #[default]
+    Mmio,
+    /// A PCI bus: [`pci`].
+    Pci,
+}
 
 /// A type of virtio device: what it offers, and what its queues do.
 ///

@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 use virtio_bindings::virtio_mmio::*;
 
+use super::Carrier;
+use super::driver::carried::Carried;
 use super::driver::{Buffer, Driver};
+use super::mmio::Mmio;
 use crate::bus::Device;
 use crate::devices::entropy::Entropy;
 use crate::effort;
@@ -18,8 +21,29 @@ const DRIVER_OK: u32 = 4;
 const FEATURES_OK: u32 = 8;
 const NEEDS_RESET: u32 = 64;
 
-fn driver() -> Driver {
-    Driver::new(Box::new(Entropy::new().unwrap()))
+/// Makes a test of each carrier of a function that drives devices by one.
+macro_rules! by_both {
+    ($($(#[$meta:meta])* $name:ident,)*) => {
+        mod mmio {
+            $($(#[$meta])* #[test] fn $name() { super::$name(super::Carrier::Mmio); })*
+        }
+        mod pci {
+            $($(#[$meta])* #[test] fn $name() { super::$name(super::Carrier::Pci); })*
+        }
+    };
+}
+
+by_both! {
+    hostile_37_features_are_agreed_on_or_not,
+    hostile_37_a_queue_that_is_ready_stays_as_it_is,
+    hostile_38_rings_outside_ram_need_a_reset,
+    hostile_39_an_available_index_that_jumps_needs_a_reset,
+    hostile_37_a_storm_of_resets_leaves_nothing_behind,
+    hostile_39_descriptors_that_change_during_the_walk_do_no_harm,
+}
+
+fn driver(carrier: Carrier) -> Driver {
+    Driver::with(carrier, Box::new(Entropy::new().unwrap()))
 }
 
 /// The device serves a driver that keeps the rules.
@@ -28,9 +52,16 @@ fn serves(driver: &mut Driver) {
     assert_eq!(driver.request(0, &[Buffer::Writable(0x5000, 8)]), 8);
 }
 
+fn registers(driver: &mut Driver) -> &mut Mmio {
+    match &mut driver.device {
+        Carried::Mmio(device) => device,
+        Carried::Pci(_) => panic!("they are no registers in memory"),
+    }
+}
+
 #[test]
 fn the_registers_tell_what_is_there() {
-    let mut driver = driver();
+    let mut driver = driver(Carrier::Mmio);
     for (register, expected) in [
         (VIRTIO_MMIO_MAGIC_VALUE, u32::from_le_bytes(*b"virt")),
         (VIRTIO_MMIO_VERSION, 2),
@@ -50,15 +81,14 @@ fn the_registers_tell_what_is_there() {
     // Registers take whole accesses only.
     for (offset, len) in [(0, 1), (0, 2), (0, 8), (1, 4), (2, 2)] {
         let mut data = vec![0xaa; len];
-        driver.device.read(offset, &mut data);
+        registers(&mut driver).read(offset, &mut data);
         assert_eq!(data, vec![0; len], "{len} bytes at {offset}");
     }
 }
 
 // HOSTILE 37: features that were not offered, or none at all.
-#[test]
-fn hostile_37_features_are_agreed_on_or_not() {
-    let mut driver = driver();
+fn hostile_37_features_are_agreed_on_or_not(carrier: Carrier) {
+    let mut driver = driver(carrier);
     let accept = |driver: &mut Driver, words: [u32; 2]| {
         driver.set(VIRTIO_MMIO_STATUS, 0);
         driver.set(VIRTIO_MMIO_STATUS, ACKNOWLEDGE | DRIVER);
@@ -90,9 +120,8 @@ fn hostile_37_features_are_agreed_on_or_not() {
 }
 
 // HOSTILE 37: what is ready does not change (CVE-2026-5747), nor what is not there.
-#[test]
-fn hostile_37_a_queue_that_is_ready_stays_as_it_is() {
-    let mut driver = driver();
+fn hostile_37_a_queue_that_is_ready_stays_as_it_is(carrier: Carrier) {
+    let mut driver = driver(carrier);
     for started in [false, true] {
         driver.negotiate(0);
         driver.set_up(0);
@@ -136,9 +165,8 @@ fn hostile_37_a_queue_that_is_ready_stays_as_it_is() {
 }
 
 // HOSTILE 38: rings that are not in RAM.
-#[test]
-fn hostile_38_rings_outside_ram_need_a_reset() {
-    let end = driver().ram_len();
+fn hostile_38_rings_outside_ram_need_a_reset(carrier: Carrier) {
+    let end = driver(carrier).ram_len();
     for (index, at) in [
         (0, end),
         (0, end - 16 * 8 + 16),
@@ -151,7 +179,7 @@ fn hostile_38_rings_outside_ram_need_a_reset() {
         (2, u64::MAX - 3),
         (0, u64::MAX - 15),
     ] {
-        let mut driver = driver();
+        let mut driver = driver(carrier);
         driver.negotiate(0);
         let mut rings = Driver::rings(0);
         rings[index] = at;
@@ -167,7 +195,7 @@ fn hostile_38_rings_outside_ram_need_a_reset() {
         serves(&mut driver);
     }
     // On each other, they harm only their driver.
-    let mut driver = driver();
+    let mut driver = driver(carrier);
     driver.start(0);
     let [_, available, used] = Driver::rings(0);
     driver.ram.write(&used.to_le_bytes(), available).unwrap();
@@ -176,9 +204,8 @@ fn hostile_38_rings_outside_ram_need_a_reset() {
 }
 
 // HOSTILE 39: an index that jumps further than the ring is long.
-#[test]
-fn hostile_39_an_available_index_that_jumps_needs_a_reset() {
-    let mut driver = driver();
+fn hostile_39_an_available_index_that_jumps_needs_a_reset(carrier: Carrier) {
+    let mut driver = driver(carrier);
     for index in [9u16, 0x7fff, 0xffff] {
         driver.start(0);
         let [_, available, _] = Driver::rings(0);
@@ -190,9 +217,8 @@ fn hostile_39_an_available_index_that_jumps_needs_a_reset() {
 }
 
 // HOSTILE 37: resets, also while requests are under way.
-#[test]
-fn hostile_37_a_storm_of_resets_leaves_nothing_behind() {
-    let mut driver = driver();
+fn hostile_37_a_storm_of_resets_leaves_nothing_behind(carrier: Carrier) {
+    let mut driver = driver(carrier);
     let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
     serves(&mut driver);
     let before = descriptors();
@@ -211,13 +237,12 @@ fn hostile_37_a_storm_of_resets_leaves_nothing_behind() {
 }
 
 // HOSTILE 39: descriptors that another CPU rewrites while they are walked.
-#[test]
-fn hostile_39_descriptors_that_change_during_the_walk_do_no_harm() {
+fn hostile_39_descriptors_that_change_during_the_walk_do_no_harm(carrier: Carrier) {
     /// The promise is 60 s, which `BIVISOR_LONG` asks for.
     const SHORT: Duration = Duration::from_secs(2);
     let long = std::env::var_os("BIVISOR_LONG").is_some();
     let until = Instant::now() + if long { Duration::from_secs(60) } else { SHORT };
-    let mut driver = driver();
+    let mut driver = driver(carrier);
     let ram = driver.ram.clone();
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -257,7 +282,7 @@ proptest! {
         accesses in proptest::collection::vec(
             (any::<bool>(), 0u64..0x210, 0usize..4, any::<u64>(), any::<bool>()), 0..120),
     ) {
-        let mut driver = driver();
+        let mut driver = driver(Carrier::Mmio);
         for (write, offset, width, value, small) in accesses {
             let len = 1 << width;
             // Most registers lie at multiples of four, and most good values are small.
@@ -265,9 +290,9 @@ proptest! {
             let value = if small { value % 16 } else { value };
             if write {
                 let bytes = value.to_le_bytes();
-                prop_assert!(driver.device.write(offset, &bytes[..len]).is_continue());
+                prop_assert!(registers(&mut driver).write(offset, &bytes[..len]).is_continue());
             } else {
-                driver.device.read(offset, &mut [0; 8][..len]);
+                registers(&mut driver).read(offset, &mut [0; 8][..len]);
             }
         }
         serves(&mut driver);

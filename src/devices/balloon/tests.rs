@@ -53,8 +53,7 @@ fn the_guest_is_told_what_to_give_and_tells_what_it_gave() {
     let (mut driver, figures) = driver(F_STATS);
     assert_eq!(driver.config(0, 8), [0, 0x40, 0, 0, 0, 0, 0, 0]);
     assert!(figures.line().starts_with("balloon: 0 of 64 MiB taken, 0 MiB given back"));
-    use crate::bus::Device;
-    let _ = driver.device.write(0x104, &0x2000u32.to_le_bytes());
+    driver.device.write_config(4, &0x2000u32.to_le_bytes());
     assert_eq!(driver.config(4, 4), [0, 0x20, 0, 0]);
     assert!(figures.line().starts_with("balloon: 32 of 64 MiB taken"), "{}", figures.line());
     // Without the feature of statistics, reports have their number.
@@ -130,11 +129,10 @@ fn hostile_43_pages_statistics_and_lies() {
         figures.ask();
         assert_eq!(driver.wait_for_used(STATS).0, next, "{len}");
     }
-    use crate::bus::Device;
     for (offset, bytes) in
         [(4, &[0xff; 4][..]), (4, &[0; 4]), (4, &[1; 8]), (0, &[9; 4]), (5, &[1])]
     {
-        let _ = driver.device.write(0x100 + offset, bytes);
+        driver.device.write_config(offset, bytes);
     }
     assert_eq!(driver.config(0, 8), [0, 0x40, 0, 0, 0, 0, 0, 0]);
 }
