@@ -135,11 +135,20 @@ fn echo(socket: &Path, port: u32, bytes: &[u8]) {
 }
 
 fn sockets_connect_programs_of_guest_and_host() {
+    sockets("mmio");
+}
+
+fn sockets_connect_programs_over_a_pci_bus() {
+    sockets("pci");
+}
+
+fn sockets(transport: &str) {
     let (root, folder) = (shell(&["vsock"]), folder());
     add_example(&root, "vsock", "vsock");
     let socket = folder.path().join("vsock");
     let option = format!("--vsock=42,unix={}", socket.display());
-    let mut guest = Guest::start(boot(CLOUD, &root).words("--cmdline quiet").arg(option));
+    let options = format!("--cmdline quiet --transport {transport}");
+    let mut guest = Guest::start(boot(CLOUD, &root).words(&options).arg(option));
 
     guest.type_in("vsock listen 1000 cat &");
     echo(&socket, 1000, b"short");
@@ -291,5 +300,6 @@ fn main() {
         the_size_of_a_terminal_reaches_the_guest, kvm, fetched, whole_kernels;
         what_an_idle_guest_has_freed_is_given_back, kvm, fetched, whole_kernels;
         sockets_connect_programs_of_guest_and_host, kvm, fetched, whole_kernels;
+        sockets_connect_programs_over_a_pci_bus, kvm, fetched, whole_kernels;
     })
 }

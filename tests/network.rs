@@ -274,6 +274,14 @@ fn passt_says_why_it_does_not_start() {
 }
 
 fn passt_connects_guest_and_host() {
+    over_passt("mmio");
+}
+
+fn passt_connects_a_guest_with_a_pci_bus() {
+    over_passt("pci");
+}
+
+fn over_passt(transport: &str) {
     connected();
     let folder = folder();
     passt(&folder);
@@ -284,7 +292,7 @@ fn passt_connects_guest_and_host() {
         exchange("192.0.2.1", [7001, 7002])
     );
     let root = network_root(&script, &data);
-    let mut run = guest(&root, "user,hostfwd=tcp:5555:80");
+    let mut run = guest(&root, "user,hostfwd=tcp:5555:80").arg("--transport").arg(transport);
     run.command.env("PATH", folder.path());
     let run = thread::spawn(|| run.finish());
     assert!(to.join().unwrap() == data, "the host gets what the guest sends");
@@ -360,6 +368,7 @@ fn main() {
         two_guests_talk_over_a_stream, kvm, fetched, whole_kernels;
         passt_connects_guest_and_host, kvm, passt_fetched, whole_kernels, interfaces;
         a_server_in_the_guest_answers_on_a_port_of_the_host, kvm, passt_fetched, whole_kernels, interfaces;
+        passt_connects_a_guest_with_a_pci_bus, kvm, passt_fetched, whole_kernels, interfaces;
         passt_says_why_it_does_not_start, passt_fetched, interfaces;
         without_passt_its_package_is_named;
         links_that_are_not_there_are_named;

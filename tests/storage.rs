@@ -96,6 +96,43 @@ poweroff -f
     assert!(before == fs::read(&disks[0]).unwrap(), "a read-only disk was changed");
 }
 
+/// The bus as the kernel sees it, and a message for each queue.
+fn a_disk_on_a_pci_bus_has_a_queue_for_each_cpu() {
+    let folder = folder();
+    let [raw, _] = disks(&folder);
+    let init = drivers(
+        "for d in /sys/bus/pci/devices/*; do echo ${d##*/} $(cat $d/vendor $d/device $d/class); done
+mount -t ext4 /dev/vda /mnt
+for cpu in 0 1; do taskset -c $cpu dd if=/dev/urandom of=/mnt/$cpu bs=64k count=50 2>/dev/null; done
+sync; (cd /mnt; sha256sum 0 1 >sum); umount /mnt
+mount -t ext4 /dev/vda /mnt; (cd /mnt; sha256sum -c sum) && echo both are good; umount /mnt
+dd if=/dev/hwrng of=/random bs=64 count=1 2>/dev/null; echo random $(wc -c </random)
+cat /proc/interrupts
+poweroff -f
+",
+    );
+    let options = "--memory 256M --cmdline quiet --cpus 2 --rng --transport pci --disk";
+    let ran = boot(CLOUD, &init).words(options).arg(&raw).finish();
+    let text = ran.text().replace('\r', "");
+    assert_eq!(ran.status, 0, "{}\n{text}", ran.stderr);
+    for line in [
+        "0000:00:00.0 0x1b36 0x0008 0x060000",
+        "0000:00:01.0 0x1af4 0x1042 0x018000",
+        "0000:00:02.0 0x1af4 0x1044 0xff0000",
+        "both are good",
+        "random 64",
+    ] {
+        assert!(text.contains(&format!("\n{line}\n")), "no {line}: {text}");
+    }
+    for queue in ["virtio0-config", "virtio0-req.0", "virtio0-req.1", "virtio1-input"] {
+        let line = text.lines().find(|line| line.ends_with(queue)).expect(queue);
+        let came = line.split_whitespace().skip(1).take(2).any(|count| count != "0");
+        assert!(line.contains("MSI") && (came || queue.ends_with("config")), "{line}");
+    }
+    // The journal is empty, and all is there.
+    works("e2fsck", &["-f", "-n"], &[&raw]);
+}
+
 fn what_a_guest_discards_is_given_back_to_the_host() {
     let folder = folder();
     let disks = disks(&folder);
@@ -190,6 +227,7 @@ fn long_what_was_flushed_survives_fifty_kills() {
 fn main() {
     common::conclude(cases![
         a_file_system_in_each_format_keeps_what_was_written, kvm, fetched, whole_kernels;
+        a_disk_on_a_pci_bus_has_a_queue_for_each_cpu, kvm, fetched, whole_kernels;
         what_a_guest_discards_is_given_back_to_the_host, kvm, fetched, whole_kernels;
         what_was_flushed_survives_a_kill, kvm, fetched, whole_kernels;
         long_what_was_flushed_survives_fifty_kills, kvm, fetched, whole_kernels, long;

@@ -23,6 +23,11 @@ const ALL: Features = Features { pmu: true, sve: true, pointer_authentication: t
 
 const LINUX: &[u8] = b"console=ttyS0 panic=-1";
 
+fn board(cpus: usize, ram: &[RamRange]) -> Board {
+    let (ram, exit_register) = (ram.to_vec(), layout::EXIT_REGISTER);
+    Board { cpus, ram, exit_register, virtio: vec![], pci: false }
+}
+
 fn tree(
     cpus: usize,
     ram: &[RamRange],
@@ -31,15 +36,14 @@ fn tree(
     gic: Gic,
     features: Features,
 ) -> Vec<u8> {
-    let board = Board {
-        cpus,
-        ram: ram.to_vec(),
-        exit_register: layout::EXIT_REGISTER,
-        virtio: vec![],
-        pci: false,
-    };
     let kernel = Kernel { cmdline: words.to_vec(), initrd, ..Kernel::default() };
-    device_tree(&board, &kernel, gic, features).unwrap()
+    device_tree(&board(cpus, ram), &kernel, gic, features).unwrap()
+}
+
+fn pci(gic: Gic) -> Vec<u8> {
+    let board = Board { pci: true, ..board(1, &[RAM]) };
+    let kernel = Kernel { cmdline: LINUX.to_vec(), ..Kernel::default() };
+    device_tree(&board, &kernel, gic, NONE).unwrap()
 }
 
 #[test]
@@ -55,6 +59,8 @@ fn trees_are_as_they_were_looked_at() {
         ("two-ranges", tree(1, &[RAM, HIGH], Some(INITRD), LINUX, Gic::V3, NONE)),
         ("long-bootargs", tree(1, &[RAM], None, &long, Gic::V3, NONE)),
         ("no-bootargs", tree(1, &[RAM], None, b"", Gic::V3, NONE)),
+        ("pci-gicv2", pci(Gic::V2)),
+        ("pci-gicv3", pci(Gic::V3)),
     ] {
         let path = folder.join(format!("{name}.dtb"));
         if std::env::var_os("UPDATE_GOLDEN").is_some() {

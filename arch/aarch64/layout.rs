@@ -112,7 +112,7 @@ pub const PRIVATE_INTERRUPTS: u32 = 32;
 /// The shared interrupt that a write of `data` to `guest_addr` makes, if the frame's register is
 /// there and the interrupt is the frame's.
 pub fn frame_spi(guest_addr: u64, data: u32) -> Option<u32> {
-    /// MSI_SETSPI_NS (Arm Base System Architecture 1.0, "GICv2m MSI frame").
+    /// MSI_SETSPI_NS (Arm Server Base System Architecture, DEN 0029, "GICv2m Architecture").
     const SETSPI: u64 = 0x40;
     let (first, count) = FRAME_SPIS;
     let spi = data.checked_sub(PRIVATE_INTERRUPTS)?;

@@ -307,6 +307,35 @@ mod tests {
     }
 
     #[test]
+    fn a_pci_bus_is_told_where_there_is_one() {
+        let has = |bytes: &[u8], part: &[u8]| bytes.windows(part.len()).any(|found| found == part);
+        for pci in [false, true] {
+            let blob = tables(AT, &Board { pci, ..board(1) }, Machine::Micro);
+            let xsdt = table(&blob, u64_at(&blob, 24));
+            assert_eq!(xsdt.len(), 36 + 8 * if pci { 3 } else { 2 });
+            let dsdt = table(&blob, u64_at(table(&blob, u64_at(xsdt, 36)), 140));
+            // EISA ids (ACPI 6.5, 19.3.4 "ASL Macros"): PNP0A08, PNP0C02.
+            let [bridge, motherboard] = [[0x41, 0xd0, 0x0a, 0x08], [0x41, 0xd0, 0x0c, 0x02]];
+            // 6.4.3.5: bus numbers from 0 to 0, memory from 0xc000_0000 to 0xc0ff_ffff.
+            let buses = [&[0x88, 13, 0, 2, 0xc, 0][..], &[0; 8], &[1, 0]].concat();
+            let memory = [0, 0xc000_0000u32, 0xc0ff_ffff, 0, 0x0100_0000].map(u32::to_le_bytes);
+            let memory = [&[0x87, 23, 0, 0, 0xc, 1][..], memory.as_flattened()].concat();
+            // 6.4.3.4: what the MCFG names is in use.
+            let config = [0xd000_0000u32, 0x10_0000].map(u32::to_le_bytes);
+            let config = [&[0x86, 9, 0, 1][..], config.as_flattened()].concat();
+            for part in [&bridge[..], &motherboard, &buses, &memory, &config] {
+                assert_eq!(has(dsdt, part), pci, "{part:x?}");
+            }
+            if pci {
+                let mcfg = table(&blob, u64_at(xsdt, 52));
+                let start = layout::PCI.config.start.to_le_bytes();
+                assert_eq!((&mcfg[..4], mcfg.len()), (&b"MCFG"[..], 60));
+                assert_eq!((&mcfg[44..52], &mcfg[52..]), (&start[..], &[0; 8][..]));
+            }
+        }
+    }
+
+    #[test]
     fn a_pc_s_tables_say_what_is_there() {
         let blob = tables(AT, &board(1), Machine::Pc);
         let xsdt = table(&blob, u64_at(&blob, 24));

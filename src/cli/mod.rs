@@ -318,6 +318,7 @@ mod tests {
             ("bivisor run f --cpus 1.5", "'1.5'"),
             ("bivisor run f --mode none", "'none'"),
             ("bivisor run f --machine none", "'none'"),
+            ("bivisor run f --transport isa", "'isa'"),
             ("bivisor run f --max-exits 0", "'0'"),
             ("bivisor run f --fast", "'--fast'"),
             ("bivisor guests export hello", "<FILE>"),

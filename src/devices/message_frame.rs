@@ -1,5 +1,5 @@
 //! A frame of registers through which writes become edges on interrupt lines, for controllers that
-//! know no messages (Arm Base System Architecture 1.0, "GICv2m MSI frame").
+//! know no messages (Arm Server Base System Architecture, DEN 0029, the appendix about MSI_TYPER).
 //!
 //! Devices of ours have KVM make the edges; what comes here is a CPU's own write.
 

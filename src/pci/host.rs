@@ -42,10 +42,6 @@ impl Default for Bridge {
 }
 
 impl Function for Bridge {
-    fn name(&self) -> &'static str {
-        "PCI host bridge"
-    }
-
     fn read_config(&mut self, register: usize, data: &mut [u8]) {
         self.0.read(register, data);
     }
@@ -142,10 +138,6 @@ mod tests {
     struct Numbered(u8, Option<Region>);
 
     impl Function for Numbered {
-        fn name(&self) -> &'static str {
-            "numbered"
-        }
-
         fn read_config(&mut self, register: usize, data: &mut [u8]) {
             data.fill(self.0 + register as u8);
         }

@@ -23,9 +23,6 @@ pub const VENDOR_QEMU: u16 = 0x1b36;
 
 /// One function of a device: all of ours have one only.
 pub trait Function: Send {
-    /// For messages and traces.
-    fn name(&self) -> &'static str;
-
     /// Reads the configuration space from `register` on; what is not there reads as zeros.
     fn read_config(&mut self, register: usize, data: &mut [u8]);
 

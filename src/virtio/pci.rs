@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 use anyhow::{Result, ensure};
 
 use self::common::Common;
-use super::transport::Transport;
+use super::transport::{CONFIG_LEN, Transport};
 use super::{Interrupt, VirtioDevice};
 use crate::irq::Vector;
 use crate::layout_check::Region;
@@ -76,7 +76,7 @@ const CHANGED: u8 = 2;
 fn class(id: u32) -> u32 {
     match id {
         1 => 0x02_0000,
-        2 => 0x01_8000,
+        2 | 26 => 0x01_8000,
         3 | 19 => 0x07_8000,
         _ => 0xff_0000,
     }
@@ -163,9 +163,11 @@ impl VirtioPci {
         let (body, writable) = msix.capability(TABLE as u32, PENDING as u32);
         let msix_at = config.add_capability(msix::CAPABILITY, &body, &writable);
         let queues = transport.queue_count() as u64;
-        for (kind, offset, len) in
-            [(CAP_COMMON, COMMON, common::LEN), (CAP_STATUS, STATUS, 1), (CAP_DEVICE, DEVICE, PAGE)]
-        {
+        for (kind, offset, len) in [
+            (CAP_COMMON, COMMON, common::LEN),
+            (CAP_STATUS, STATUS, 1),
+            (CAP_DEVICE, DEVICE, CONFIG_LEN as u64),
+        ] {
             add_structure(&mut config, kind, (offset, len), &[], &[]);
         }
         let step = (NOTIFY_STEP as u32).to_le_bytes();
@@ -240,10 +242,6 @@ fn add_structure(
 }
 
 impl Function for VirtioPci {
-    fn name(&self) -> &'static str {
-        self.transport.name()
-    }
-
     fn read_config(&mut self, register: usize, data: &mut [u8]) {
         let at = self.access_at + CAP_DATA;
         if register == at

@@ -57,8 +57,8 @@ impl Common<'_> {
     }
 
     /// Reads a field; what is none reads as zeros, which `data` holds.
-    pub fn read(&self, offset: u64, data: &mut [u8]) {
-        let transport = &*self.transport;
+    pub fn read(&mut self, offset: u64, data: &mut [u8]) {
+        let transport = &mut *self.transport;
         let (device_select, driver_select, accepted) = transport.selected_features();
         let vector = |vector: &AtomicU16| u64::from(vector.load(Ordering::Acquire));
         let field: u64 = match (offset, data.len()) {
@@ -75,8 +75,8 @@ impl Common<'_> {
             (QUEUE_MSIX_VECTOR, 2) => self.queue_vector().map_or(NO_VECTOR.into(), vector),
             (QUEUE_ENABLE, 2) => transport.queue_ready().into(),
             // Those of queues that are not there are nowhere.
-            (QUEUE_NOTIFY_OFF, 2) => {
-                self.queue_vector().map_or(0, |_| transport.selected_queue().into())
+            (QUEUE_NOTIFY_OFF, 2) if transport.queue_sizes().0 > 0 => {
+                transport.selected_queue().into()
             }
             (offset, len) => match (area(offset), len) {
                 (Some((area, Half::High)), 4) => transport.queue_address(area) >> 32,

@@ -81,7 +81,7 @@ fn the_capabilities_lead_to_every_structure() {
         [
             (CAP_COMMON, 16, 0, 0x38),
             (CAP_STATUS, 16, 0x1000, 1),
-            (CAP_DEVICE, 16, 0x2000, 0x1000),
+            (CAP_DEVICE, 16, 0x2000, 0x100),
             (CAP_NOTIFY, 20, 0x3000, 4),
             (CAP_ACCESS, 20, 0, 0),
         ]
