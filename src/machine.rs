@@ -3,8 +3,8 @@
 //! The order matters: memory slots before anything else (one that is added later waits for a grace
 //! period), interrupt chips before vCPUs, and what an architecture must do last after the last
 //! vCPU. Fields are dropped in their order: vCPUs, devices, which hold the VM too, then the VM, then
-//! the RAM that it maps. What is on its bus, and how, is [`devices`]' and
-//! [`virtio`]'s to say.
+//! the RAM that it maps. What is on its bus, and how, is [`devices`]' to say, and
+//! [`virtio`]'s.
 
 mod devices;
 mod virtio;

@@ -158,6 +158,15 @@ const ROWS: &[Row] = &[
         stdout: "cpu 0\ncpu 1\ncpu 2\ncpu 3\ncpu 4\ncpu 5\ncpu 6\ncpu 7\n",
         ..ROW
     },
+    Row { name: "pci_memory_is_sized_moved_and_used", guest: "pci", ..ROW },
+    Row {
+        name: "pci_is_there_with_a_device_alone",
+        guest: "pci",
+        change: &[("--rng ", "")],
+        status: 1,
+        code: Some(1),
+        ..ROW
+    },
     Row {
         name: "spin_runs_out_of_time",
         guest: "spin",

@@ -14,6 +14,7 @@ crate::guests::embed! { "machine.inc":
     spin "spin.S"
     exits "exits.S"
     smp "smp.S"
+    pci "pci.S"
     crash "crash.S"
     unemulated "unemulated.S"
     reset "reset.S"

@@ -89,14 +89,14 @@ pub struct MsiX {
 }
 
 impl MsiX {
-    /// `vectors` of the function that is `sender` on its bus: all masked, as after a reset.
-    pub fn new(vectors: Vec<Vector>, sender: u32) -> Self {
+    /// `vectors` of `function` (as [`Message::sender`] has it): all masked, as after a reset.
+    pub fn new(vectors: Vec<Vector>, function: u32) -> Self {
         let mut sending = Vec::new();
         let mut entries = Vec::new();
         for vector in vectors {
             let (irq, route) = vector.into_parts();
             sending.push(Sending { irq, open: false.into(), pending: false.into() });
-            let message = Message { sender, ..Message::default() };
+            let message = Message { sender: function, ..Message::default() };
             entries.push(Entry { message, control: MASKED, routed: None, route });
         }
         let sender = Sender { vectors: sending.into(), enabled: Arc::default() };
@@ -115,8 +115,8 @@ impl MsiX {
         (body, writable)
     }
 
-    /// How many there are.
-    pub fn len(&self) -> usize {
+    /// How many vectors there are.
+    pub fn count(&self) -> usize {
         self.entries.len()
     }
 

@@ -195,7 +195,7 @@ impl VirtioPci {
         Common {
             transport: &mut self.transport,
             vectors: &self.vectors,
-            vector_count: self.msix.len(),
+            vector_count: self.msix.count(),
         }
     }
 

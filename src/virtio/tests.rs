@@ -21,14 +21,14 @@ const DRIVER_OK: u32 = 4;
 const FEATURES_OK: u32 = 8;
 const NEEDS_RESET: u32 = 64;
 
-/// Makes a test of each carrier of a function that drives devices by one.
+/// Makes two tests of each function: one for each carrier.
 macro_rules! by_both {
-    ($($(#[$meta:meta])* $name:ident,)*) => {
+    ($($name:ident,)*) => {
         mod mmio {
-            $($(#[$meta])* #[test] fn $name() { super::$name(super::Carrier::Mmio); })*
+            $(#[test] fn $name() { super::$name(super::Carrier::Mmio); })*
         }
         mod pci {
-            $($(#[$meta])* #[test] fn $name() { super::$name(super::Carrier::Pci); })*
+            $(#[test] fn $name() { super::$name(super::Carrier::Pci); })*
         }
     };
 }
@@ -52,6 +52,7 @@ fn serves(driver: &mut Driver) {
     assert_eq!(driver.request(0, &[Buffer::Writable(0x5000, 8)]), 8);
 }
 
+/// A device's registers in memory.
 fn registers(driver: &mut Driver) -> &mut Mmio {
     match &mut driver.device {
         Carried::Mmio(device) => device,
