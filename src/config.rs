@@ -98,8 +98,8 @@ pub struct Config {
     pub no_progress: Option<Duration>,
     /// virtio devices: disks, networks and so on, in the order in which the guest finds them.
     pub devices: Vec<Box<dyn VirtioDevice>>,
-    /// What carries them.
-    pub transport: Carrier,
+    /// What carries them; by the image when not given.
+    pub transport: Option<Carrier>,
     /// A balloon that is to take so many bytes from the guest, if it has one.
     pub balloon: Option<u64>,
     /// A debug console, if wanted.
@@ -158,7 +158,7 @@ impl Config {
             fail_on: Vec::new(),
             no_progress: None,
             devices: Vec::new(),
-            transport: Carrier::default(),
+            transport: None,
             balloon: None,
             debug_console: None,
             exit_register: None,

@@ -70,7 +70,8 @@ cat /proc/interrupts
 poweroff -f
 ",
     );
-    let options = format!("--memory 256M --cmdline quiet --cpus 2 {}", disk_options(&disks));
+    let disk_options = disk_options(&disks);
+    let options = format!("--memory 256M --cmdline quiet --cpus 2 --transport mmio {disk_options}");
     let ran = boot(CLOUD, &writes).words(&options).finish();
     let text = ran.text().replace('\r', "");
     assert_eq!(ran.status, 0, "{}\n{text}", ran.stderr);
@@ -86,7 +87,7 @@ dd if=/dev/zero of=/dev/vda bs=512 count=1 2>/dev/null || echo not written
 poweroff -f
 ",
     );
-    let options = disk_options(&disks).replace(",serial=first", ",readonly");
+    let options = disk_options.replace(",serial=first", ",readonly");
     let options = format!("--memory 256M --cmdline quiet {options},readonly");
     let before = fs::read(&disks[0]).unwrap();
     let ran = boot(CLOUD, &reads).words(&options).finish();
@@ -111,7 +112,7 @@ cat /proc/interrupts
 poweroff -f
 ",
     );
-    let options = "--memory 256M --cmdline quiet --cpus 2 --rng --transport pci --disk";
+    let options = "--memory 256M --cmdline quiet --cpus 2 --rng --disk";
     let ran = boot(CLOUD, &init).words(options).arg(&raw).finish();
     let text = ran.text().replace('\r', "");
     assert_eq!(ran.status, 0, "{}\n{text}", ran.stderr);

@@ -37,10 +37,10 @@ pub struct DeviceOptions {
     /// Have memory that the guest does not use given back, and SIZE taken from it; SIGUSR1 shows figures
     #[arg(long, value_name = "SIZE", num_args = 0..=1, require_equals = true, default_missing_value = "0", value_parser = parse::size)]
     pub balloon: Option<u64>,
-    /// Have the guest find its devices as registers in memory (virtio-mmio) or on a PCI bus, with
-    /// interrupts that are messages
-    #[arg(long, value_name = "HOW", value_parser = parse::carrier(), default_value = "mmio")]
-    pub transport: Carrier,
+    /// Have the guest find its devices as registers in memory (virtio-mmio) or on a PCI bus [default: pci
+    /// for kernels; mmio for flat binaries, for ELF files without a protocol and for multiboot]
+    #[arg(long, value_name = "HOW", value_parser = parse::carrier())]
+    pub transport: Option<Carrier>,
 }
 
 /// A disk as an option says it.

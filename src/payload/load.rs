@@ -64,6 +64,14 @@ pub struct Way<M> {
     pub takes: Takes,
 }
 
+impl<M> Way<M> {
+    /// True if nothing is known of how the image finds its devices: bare-metal code, say, which expects
+    /// them at fixed places, and not a kernel with drivers for what its tables tell.
+    pub fn is_bare(&self) -> bool {
+        matches!(self.protocol, "flat" | "elf" | "multiboot")
+    }
+}
+
 /// What an architecture says about images.
 pub struct Rules<M: 'static> {
     /// Where a flat binary goes in that mode, given the start of RAM.

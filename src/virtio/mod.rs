@@ -30,10 +30,9 @@ use self::queue::Queue;
 use self::worker::Work;
 
 /// What carries the virtio devices of a machine.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Carrier {
     /// Registers in memory: [`mmio`].
-    #[default]
     Mmio,
     /// A PCI bus: [`pci`].
     Pci,
