@@ -104,11 +104,13 @@ fn main() {
             taken.push((seconds, exits));
         }
     }
-    println!("\nmedians, in seconds");
+    println!("\nmedian (least), in seconds");
     for (transport, taken) in &samples {
         print!("{transport:5}");
         for (index, (name, _)) in MARKS.iter().enumerate() {
-            print!("  {name} {:.2}", median(taken.iter().map(|(s, _)| s[index]).collect()));
+            let seconds: Vec<f64> = taken.iter().map(|(seconds, _)| seconds[index]).collect();
+            let least = seconds.iter().copied().fold(f64::INFINITY, f64::min);
+            print!("  {name} {:.2} ({least:.2})", median(seconds));
         }
         println!("  exits {}", median(taken.iter().map(|(_, exits)| *exits).collect()));
     }

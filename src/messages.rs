@@ -46,11 +46,16 @@ impl Messages {
         let event = event.context("create an eventfd")?;
         let irq = Irq::new(event.try_clone().context("copy an eventfd")?);
         let messages = self.clone();
-        // A guest that leaves its vectors alone pays for none.
-        let mut wired = false;
+        // A guest that leaves its vectors alone pays for none. KVM keeps what it was given.
+        let mut unwired = Some(event);
         Ok(Vector::new(irq, move |message| {
-            wired = wired || messages.vm.register_irqfd(&event, layout::MESSAGES + number).is_ok();
-            wired && messages.route(number, message)
+            if let Some(event) = &unwired {
+                if messages.vm.register_irqfd(event, layout::MESSAGES + number).is_err() {
+                    return false;
+                }
+                unwired = None;
+            }
+            messages.route(number, message)
         }))
     }
 

@@ -18,8 +18,9 @@ const INTERRUPT_LINE: usize = 0x3c;
 /// Where the header ends and capabilities may begin.
 const HEADER_LEN: usize = 0x40;
 
-/// Bits of the command register: answer to memory accesses, be a bus master, use no pin.
-pub const MEMORY: u16 = 1 << 1;
+/// Bits of the command register: answer to memory accesses, be a bus master, use no pin. Who sets
+/// queues up wants them served, so nothing depends on the second one.
+const MEMORY: u16 = 1 << 1;
 const BUS_MASTER: u16 = 1 << 2;
 const NO_PIN: u16 = 1 << 10;
 /// Bit of the status register: there are capabilities.
