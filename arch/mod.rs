@@ -127,7 +127,8 @@ mod contract {
     const _: fn(&Chips) -> &'static [(Extra, BusAddr)] = pci_extras;
     /// What interrupt numbers stand for from now on: these messages, and lines as ever; only where
     /// [`Machine::has_platform`]. An error leaves all as it was.
-    const _: fn(&VmFd, &[(u32, Message)]) -> Result<()> = route;
+    const _: Routes = route;
+    type Routes = fn(&VmFd, &[(u32, Message)]) -> Result<()>;
     /// What makes the vCPU leave the guest.
     const _: fn(&mut Vcpu) -> Kick = Vcpu::kick;
     const fn runs<T: Run + Send>() {}

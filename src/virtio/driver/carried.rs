@@ -22,7 +22,7 @@ pub const WINDOW: Region = Region { name: "PCI devices", start: 0x1000_0000, len
 
 /// A device and its carrier.
 pub enum Carried {
-    Mmio(Mmio),
+    Mmio(Box<Mmio>),
     Pci(Box<VirtioPci>),
 }
 
@@ -58,7 +58,7 @@ impl Carried {
     ) -> Self {
         let irq = || Irq::new(edges.try_clone().unwrap());
         match carrier {
-            Carrier::Mmio => Self::Mmio(Mmio::new(device, ram, irq()).unwrap()),
+            Carrier::Mmio => Self::Mmio(Box::new(Mmio::new(device, ram, irq()).unwrap())),
             Carrier::Pci => {
                 let vector = |_| Vector::new(irq(), |_| true);
                 let vectors = (0..pci::vector_count(&*device)).map(vector).collect();
