@@ -65,8 +65,9 @@ struct Ring {
 
 impl Driver {
     pub fn new(device: Box<dyn VirtioDevice>) -> Self {
-        let ram = GuestRam::new(vec![RamRange { start: 0, len: RAM_LEN }]).unwrap();
-        let ram = Arc::new(ram);
+        let ranges = vec![RamRange { start: 0, len: RAM_LEN }];
+        let make = if device.shares_ram() { GuestRam::shared } else { GuestRam::new };
+        let ram = Arc::new(make(ranges).unwrap());
         let edges = EventFd::new(libc::EFD_NONBLOCK).unwrap();
         let irq = Irq::new(edges.try_clone().unwrap());
         let device = Mmio::new(device, ram.clone(), irq).unwrap();

@@ -42,6 +42,17 @@ pub trait VirtioDevice: Send {
         0
     }
 
+    /// Features of rings that it offers. A device that leaves its rings to another program has those
+    /// that this one knows.
+    fn ring_features(&self) -> u64 {
+        queue::FEATURES
+    }
+
+    /// True if another program serves its queues, and so must have the guest's RAM too.
+    fn shares_ram(&self) -> bool {
+        false
+    }
+
     /// Its queues: the largest size of each, a power of two.
     fn queues(&self) -> Vec<u16>;
 
