@@ -274,12 +274,34 @@ impl GuestRam {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+    use std::os::unix::fs::FileExt;
+
     use super::*;
 
     fn check(ranges: &[(u64, u64)]) -> Result<Vec<RamRange>> {
         let ranges = ranges.iter().map(|&(start, len)| RamRange { start, len }).collect();
         let window = Region { name: "window", start: 0x8000, len: 0x1000 };
         check_ranges(ranges, 0x1000, 1 << 40, &[window])
+    }
+
+    #[test]
+    fn files_that_come_into_shared_ram_are_seen_by_who_shares_it() {
+        let page = sys::page_size();
+        let ranges = vec![RamRange { start: page, len: 4 * page }];
+        assert!(GuestRam::new(ranges.clone()).unwrap().shared_ranges().is_empty());
+        let ram = GuestRam::shared(ranges.clone()).unwrap().with_images(ImageMemory::Map);
+        let mut image = tempfile::tempfile().unwrap();
+        image.write_all(&vec![7; 2 * page as usize]).unwrap();
+        ram.load(&image, 0, 2 * page, 2 * page).unwrap();
+        let shared = ram.shared_ranges();
+        assert_eq!(shared.iter().map(|shared| shared.range).collect::<Vec<_>>(), ranges);
+        assert_eq!(ram.host_addr(2 * page), Some(shared[0].host_addr + page));
+        assert_eq!(ram.host_addr(0), None);
+        let file = File::from(shared[0].file.try_clone_to_owned().unwrap());
+        let mut bytes = [9; 2];
+        file.read_exact_at(&mut bytes, page - 1).unwrap();
+        assert_eq!(bytes, [0, 7]);
     }
 
     #[test]

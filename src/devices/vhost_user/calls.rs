@@ -23,8 +23,8 @@ pub struct Calls {
     pub socket: UnixStream,
     /// What the back end is, for messages.
     pub title: String,
-    /// The back end is to end.
-    pub ending: Arc<AtomicBool>,
+    /// The back end is to end, or that it has ended was told.
+    pub over: Arc<AtomicBool>,
 }
 
 impl Work for Calls {
@@ -50,7 +50,7 @@ impl Work for Calls {
             // Read before the driver looks: what comes later is a new event.
             let _ = call.read();
             queue.interrupt();
-        } else if self.ending.load(Ordering::Acquire) {
+        } else if self.over.swap(true, Ordering::AcqRel) {
             watch.remove(&self.socket)?;
         } else {
             bail!("{}: the back end is gone", self.title);

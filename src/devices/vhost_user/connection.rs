@@ -70,7 +70,8 @@ pub fn connect(path: &Path) -> Result<UnixStream> {
 impl Connection {
     /// Asks the back end behind `socket` what it can do. Each conversation may take `patience`.
     pub fn new(socket: UnixStream, patience: Duration) -> Result<Self> {
-        let frontend = Frontend::from_stream(socket.try_clone().context("copy a descriptor")?, 1);
+        let copy = socket.try_clone().context("copy a descriptor")?;
+        let frontend = Frontend::from_stream(copy, VHOST_USER_MAX_VRINGS);
         let protocol = VhostUserProtocolFeatures::empty();
         let (lost, features, queues) = (false, 0, VHOST_USER_MAX_VRINGS);
         let mut new = Self { frontend, socket, patience, lost, features, protocol, queues };
@@ -174,11 +175,6 @@ impl Connection {
         self.lost = true;
         // One that is closed already is as good.
         let _ = self.socket.shutdown(std::net::Shutdown::Both);
-    }
-
-    /// True once it can't be used any more.
-    pub fn is_lost(&self) -> bool {
-        self.lost
     }
 
     /// One conversation, before its deadline.

@@ -19,6 +19,8 @@
 mod calls;
 mod connection;
 mod kinds;
+#[cfg(test)]
+mod tests;
 mod virtiofsd;
 
 use std::os::unix::net::UnixStream;
@@ -50,8 +52,8 @@ pub struct VhostUser {
     queues: Vec<u16>,
     /// The queues that the back end serves.
     running: Vec<usize>,
-    /// The back end is to end, which is no news then.
-    ending: Arc<AtomicBool>,
+    /// The back end is to end, or that it has ended was told: it is no news.
+    over: Arc<AtomicBool>,
     /// The back end, if it is ours.
     program: Option<Child>,
 }
@@ -68,8 +70,8 @@ impl VhostUser {
             0 => Vec::new(),
             len => connection.config(len)?,
         };
-        let (queues, running, ending) = (Vec::new(), Vec::new(), Arc::default());
-        Ok(Self { kind, title, connection, config, queues, running, ending, program: None })
+        let (queues, running, over) = (Vec::new(), Vec::new(), Arc::default());
+        Ok(Self { kind, title, connection, config, queues, running, over, program: None })
     }
 
     /// Of the features of its type, those that the back end has.
@@ -96,9 +98,9 @@ impl VhostUser {
         let socket = self.connection.watched()?;
         self.connection.start(features, &queues, &calls)?;
         self.running = queues.iter().map(Queue::index).collect();
-        let (title, ending) = (self.title.clone(), self.ending.clone());
+        let (title, over) = (self.title.clone(), self.over.clone());
         let calls = queues.into_iter().zip(calls).collect();
-        Ok(Calls { calls, socket, title, ending })
+        Ok(Calls { calls, socket, title, over })
     }
 }
 
@@ -143,10 +145,10 @@ impl VirtioDevice for VhostUser {
 
     fn stop(&mut self) {
         let running = std::mem::take(&mut self.running);
-        // That it is gone was told.
-        if !self.connection.is_lost()
-            && let Err(error) = self.connection.stop(&running)
-        {
+        if self.over.load(Ordering::Acquire) {
+            self.connection.close();
+        } else if let Err(error) = self.connection.stop(&running) {
+            self.over.store(true, Ordering::Release);
             notice::say(&format!("{}: {}: {error:#}", self.kind.name, self.title));
         }
     }
@@ -154,7 +156,7 @@ impl VirtioDevice for VhostUser {
 
 impl Drop for VhostUser {
     fn drop(&mut self) {
-        self.ending.store(true, Ordering::Release);
+        self.over.store(true, Ordering::Release);
         if let Some(program) = &self.program {
             program.expect_end();
         }
