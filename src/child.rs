@@ -138,16 +138,11 @@ impl Child {
         self.said.state().0 = Phase::Ending;
     }
 
-    /// Ends it, and gives the last line that it said; without one, its status if it was not we who
-    /// ended it.
+    /// Ends it, and gives why it ended by itself: the last line that it said, or else its status.
     pub fn last_words(mut self) -> Option<String> {
-        let status = self.end();
-        let name = self.said.name;
-        match (self.said.state().1.take(), status) {
-            (Some(line), _) => Some(format!("{name}: {line}")),
-            (None, Some(status)) => Some(format!("{name}: {status}")),
-            (None, None) => None,
-        }
+        let status = self.end()?;
+        let line = self.said.state().1.take();
+        Some(format!("{}: {}", self.said.name, line.unwrap_or_else(|| status.to_string())))
     }
 
     /// Waits for its end, which its own status tells, or else ends it.
@@ -247,7 +242,7 @@ mod tests {
 
     #[test]
     fn a_program_that_does_not_end_is_ended() {
-        let (child, _ours) = shell("trap '' TERM HUP; while :; do sleep 60; done");
+        let (child, _ours) = shell("echo said >&2; while :; do sleep 60; done");
         assert_eq!(child.last_words(), None);
     }
 }

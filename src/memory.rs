@@ -42,6 +42,9 @@ impl RamRange {
 /// has slots left for what an architecture adds.
 pub const MAX_RANGES: usize = 256;
 
+/// Ranges that another program takes (vhost-user protocol, "Memory regions description").
+pub const MAX_SHARED_RANGES: usize = 8;
+
 /// Sorts `ranges` and refuses what can't be guest RAM: empty, unaligned to `page` bytes, past
 /// `limit` (exclusive), overlapping each other or one of the machine's own windows.
 pub fn check_ranges(
@@ -120,8 +123,14 @@ impl GuestRam {
         Self::of(ranges, HostMemory::new)
     }
 
-    /// Maps memory that other programs can have too, as [`Self::shared_ranges`] says.
+    /// Maps memory that other programs can have too, as [`Self::shared_ranges`] says; of at most
+    /// [`MAX_SHARED_RANGES`].
     pub fn shared(ranges: Vec<RamRange>) -> Result<Self> {
+        ensure!(
+            ranges.len() <= MAX_SHARED_RANGES,
+            "{} ranges of RAM, but vhost-user back ends take {MAX_SHARED_RANGES}: use fewer (--ram)",
+            ranges.len()
+        );
         Self::of(ranges, HostMemory::shared)
     }
 
@@ -302,6 +311,9 @@ mod tests {
         let mut bytes = [9; 2];
         file.read_exact_at(&mut bytes, page - 1).unwrap();
         assert_eq!(bytes, [0, 7]);
+        let many = (0..9).map(|index| RamRange { start: 2 * index * page, len: page });
+        let error = GuestRam::shared(many.collect()).err().unwrap().to_string();
+        assert!(error.starts_with("9 ranges of RAM"), "{error}");
     }
 
     #[test]

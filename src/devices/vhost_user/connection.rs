@@ -30,9 +30,6 @@ use crate::virtio::queue::Queue;
 /// second or two on an emulated host, and one that runs takes none.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Ranges of RAM that every back end takes (vhost-user protocol, "Memory region description").
-const MAX_RANGES: usize = 8;
-
 /// Whether rings are switched on and off, and whether there are protocol features at all.
 const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 
@@ -227,11 +224,6 @@ impl Deadline {
 fn memory_table(ram: &GuestRam) -> Result<Vec<VhostUserMemoryRegionInfo>> {
     let ranges = ram.shared_ranges();
     ensure!(!ranges.is_empty(), "the guest's RAM is private");
-    ensure!(
-        ranges.len() <= MAX_RANGES,
-        "{} ranges of RAM, back ends take {MAX_RANGES}: use fewer (--ram)",
-        ranges.len()
-    );
     let region = |shared: &crate::memory::SharedRange<'_>| VhostUserMemoryRegionInfo {
         guest_phys_addr: shared.range.start,
         memory_size: shared.range.len,

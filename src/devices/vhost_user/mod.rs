@@ -84,7 +84,7 @@ impl VhostUser {
         let most = self.connection.queues();
         ensure!(
             queues.len() as u64 <= most,
-            "the back end has {most} queues, {} are needed: start it with more",
+            "the back end has no more than {most} of {} queues: start it with more",
             queues.len()
         );
         self.queues = queues;

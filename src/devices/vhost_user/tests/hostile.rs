@@ -129,14 +129,14 @@ fn back_ends_that_lack_what_is_needed_are_refused_with_it() {
         (Traits { features: PROTOCOL, ..usual.clone() }, "older than virtio 1.0"),
         (Traits { protocol: MQ, ..usual.clone() }, "does not tell its configuration space"),
         (Traits { features: VERSION_1, ..usual.clone() }, "does not tell its configuration space"),
-        (Traits { queues: 0, ..usual.clone() }, "has 0 queues, 1 are needed"),
+        (Traits { queues: 0, ..usual.clone() }, "has no more than 0 of 1 queues"),
         (Traits { queues: u64::MAX, ..usual.clone() }, "GET_QUEUE_NUM"),
     ] {
         let error = refused(good(traits).1, PATIENCE);
         assert!(error.contains(message), "{error}");
     }
     let error = fs("tag", good(Traits { queues: 1, ..usual }).1, PATIENCE).err().unwrap();
-    assert!(error.to_string().contains("has 1 queues, 2 are needed"), "{error}");
+    assert!(error.to_string().contains("has no more than 1 of 2 queues"), "{error}");
 }
 
 #[test]
