@@ -7,7 +7,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdout, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -72,19 +72,19 @@ fn shows(ran: &Ran, what: &str) {
 }
 
 /// Processes that run `name`, in any way.
-fn running(name: &str) -> usize {
-    let own = std::process::id().to_string();
+fn running(name: &str) -> Vec<i32> {
     let of_it = |entry: fs::DirEntry| {
         let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        entry.file_name() != own.as_str() && String::from_utf8_lossy(&command).contains(name)
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        String::from_utf8_lossy(&command).contains(name).then_some(pid)
     };
-    fs::read_dir("/proc").unwrap().flatten().map(of_it).filter(|is| *is).count()
+    fs::read_dir("/proc").unwrap().flatten().filter_map(of_it).collect()
 }
 
 /// Waits until nothing of it runs.
 fn none_left(name: &str) {
     let deadline = Instant::now() + Duration::from_secs(30);
-    while running(name) > 0 {
+    while !running(name).is_empty() {
         assert!(Instant::now() < deadline, "{name} still runs");
         thread::sleep(Duration::from_millis(50));
     }
@@ -131,7 +131,7 @@ umount /a /b && echo unmounted";
     assert!(fs::read(data.path().join("copy")).unwrap() == large, "a copy is one");
     assert_eq!(fs::read(fixed.path().join("text")).unwrap(), b"as it was\n");
     assert_eq!(fs::read_dir(fixed.path()).unwrap().count(), 1);
-    none_left("back-ends/virtiofsd");
+    none_left(VIRTIOFSD);
     no_sockets();
 }
 
@@ -167,22 +167,19 @@ fn wait_for(lines: &mut BufReader<ChildStdout>, text: &str) {
 fn a_bivisor_that_is_killed_leaves_no_virtiofsd() {
     let (data, programs) = (folder(), programs());
     let (mut child, _lines, _root) = waiting(&data, &programs);
-    assert!(running("back-ends/virtiofsd") > 0);
+    assert!(!running(VIRTIOFSD).is_empty());
     child.kill().unwrap();
     child.wait().unwrap();
-    none_left("back-ends/virtiofsd");
+    none_left(VIRTIOFSD);
     no_sockets();
 }
 
 fn a_guest_goes_on_without_its_virtiofsd() {
     let (data, programs) = (folder(), programs());
     let (mut child, mut lines, _root) = waiting(&data, &programs);
-    let busybox = guests().join("busybox");
-    let pids =
-        Command::new(&busybox).args(["pgrep", "-f", "back-ends/virtiofsd"]).output().unwrap();
-    for pid in String::from_utf8(pids.stdout).unwrap().lines() {
-        // One that ended with another is no error.
-        let _ = Command::new(&busybox).args(["kill", "-9", pid]).output().unwrap();
+    for pid in running(VIRTIOFSD) {
+        // SAFETY: kill takes plain integers and checks them.
+        unsafe { libc::kill(pid, libc::SIGKILL) };
     }
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
     let mut told = String::new();

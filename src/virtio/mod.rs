@@ -83,6 +83,12 @@ pub trait Interrupt: Send + Sync {
 
     /// The configuration space or the status has changed.
     fn changed(&self);
+
+    /// What does the same as [`Self::used`] when it is written to, where there is nothing else to do:
+    /// another program that serves the queue then interrupts the driver by itself.
+    fn used_event(&self, _queue: usize) -> Option<&vmm_sys_util::eventfd::EventFd> {
+        None
+    }
 }
 
 /// The way to tell a driver that the configuration space has changed.

@@ -69,6 +69,11 @@ impl Queue {
         &self.rings
     }
 
+    /// What interrupts the driver when it is written to, if the transport has that.
+    pub fn used_event(&self) -> Option<&EventFd> {
+        self.interrupt.used_event(self.index)
+    }
+
     /// Interrupts the driver: whoever serves the rings found that it wants to be.
     pub fn interrupt(&self) {
         self.interrupt.used(self.index);

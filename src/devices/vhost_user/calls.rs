@@ -17,7 +17,8 @@ const CONNECTION: u32 = u32::MAX;
 
 /// The worker.
 pub struct Calls {
-    /// Each queue, and what the back end writes to when its driver is to be interrupted.
+    /// The queues whose interrupts take more than an eventfd, and what the back end writes to for
+    /// one.
     pub calls: Vec<(Queue, EventFd)>,
     /// The connection to the back end.
     pub socket: UnixStream,

@@ -179,12 +179,12 @@ impl Connection {
         ensure!(!self.lost, "the back end is gone");
         let deadline = Deadline::new(self.watched()?, self.patience)?;
         let said = conversation(self);
-        let over = deadline.is_over();
-        if over || said.is_err() {
+        let missed = deadline.missed();
+        if missed || said.is_err() {
             self.close();
         }
         match said {
-            Err(_) if over => {
+            Err(_) if missed => {
                 Err(anyhow!("the back end does not answer within {:?}", self.patience))
             }
             other => other,
@@ -213,7 +213,7 @@ impl Deadline {
         Ok(Self { in_time, thread: thread.context("start a thread")? })
     }
 
-    fn is_over(self) -> bool {
+    fn missed(self) -> bool {
         drop(self.in_time);
         // A panic was told when it happened.
         self.thread.join().unwrap_or(true)

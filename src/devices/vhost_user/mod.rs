@@ -11,7 +11,8 @@
 //! life of a device on.
 //!
 //! The eventfd of a notification is the back end's alone, so no exit and no thread of ours is on that
-//! way. On the way back there is one, since registers in memory have a status to be set.
+//! way. On the way back there is a thread where a transport has more to do for an interrupt than KVM
+//! does for an eventfd: registers in memory have a status to be set.
 //!
 //! A back end sees all of the guest's RAM: it is trusted as far as the guest is concerned, but not to
 //! answer, to answer well, or to live.
@@ -92,14 +93,18 @@ impl VhostUser {
     }
 
     fn begin(&mut self, features: u64, queues: Vec<Queue>) -> Result<Calls> {
-        let event = |_: &Queue| EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
+        let event = |queue: &Queue| match queue.used_event() {
+            Some(event) => event.try_clone(),
+            None => EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC),
+        };
         let calls = queues.iter().map(event).collect::<Result<Vec<_>, _>>();
         let calls = calls.context("create an eventfd")?;
         let socket = self.connection.watched()?;
         self.connection.start(features, &queues, &calls)?;
         self.running = queues.iter().map(Queue::index).collect();
         let (title, over) = (self.title.clone(), self.over.clone());
-        let calls = queues.into_iter().zip(calls).collect();
+        let ours = |(queue, _): &(Queue, _)| queue.used_event().is_none();
+        let calls = queues.into_iter().zip(calls).filter(ours).collect();
         Ok(Calls { calls, socket, title, over })
     }
 }

@@ -11,7 +11,11 @@ use self::peer::*;
 use super::kinds::{block_on, fs, net_on};
 use super::*;
 use crate::devices::net::Mac;
+use crate::memory::{GuestRam, RamRange};
+use crate::sys;
+use crate::virtio::Interrupt;
 use crate::virtio::driver::{Buffer, Driver};
+use crate::virtio::transport::{Area, Half, Transport};
 
 /// How long a back end may take here, if it is a good one.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -82,6 +86,53 @@ fn a_reset_stops_the_rings_and_the_next_driver_finds_them_new() {
     }
     drop(driver);
     peer.thread.join().expect("it ends with the connection");
+}
+
+/// A transport for which an interrupt is an eventfd and nothing else.
+struct Events(EventFd);
+
+impl Interrupt for Events {
+    fn used(&self, _: usize) {
+        panic!("the back end does that");
+    }
+
+    fn changed(&self) {}
+
+    fn used_event(&self, _: usize) -> Option<&EventFd> {
+        Some(&self.0)
+    }
+}
+
+#[test]
+fn a_back_end_interrupts_by_itself_where_the_transport_lets_it() {
+    let (_peer, socket) = good(Traits::default());
+    let device = Box::new(fs("tag", socket, PATIENCE).unwrap());
+    let range = RamRange { start: 0, len: 1 << 20 };
+    let ram = Arc::new(GuestRam::shared(vec![range]).unwrap());
+    let event = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+    let events = Arc::new(Events(event.try_clone().unwrap()));
+    let mut transport = Transport::new(device, ram.clone(), events).unwrap();
+    transport.select_driver_features(1);
+    transport.accept_features((VERSION_1 >> 32) as u32);
+    transport.select_queue(REQUESTS as u32);
+    transport.set_queue_size(4);
+    let rings = [(Area::Descriptors, 0x1000), (Area::Driver, 0x2000), (Area::Device, 0x3000)];
+    for (area, at) in rings {
+        transport.set_queue_address(area, Half::Low, at);
+    }
+    transport.set_queue_ready(true);
+    // A descriptor that may be written, and it is available.
+    let words = [ROOM as u32, 0, 16, 2];
+    let words: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    ram.write(&words, 0x1000).unwrap();
+    ram.write(&[0, 0, 1, 0, 0, 0], 0x2000).unwrap();
+    // Acknowledged, with a driver, which is ready with features that are agreed on.
+    transport.set_status(1 | 2 | 8 | 4);
+    transport.notify(REQUESTS as u32);
+    let mut fds = [sys::poll_entry(&event, libc::POLLIN)];
+    sys::poll(&mut fds, Some(PATIENCE)).unwrap();
+    assert_eq!(event.read().unwrap(), 1);
+    assert_eq!(ram.peek(ROOM + 15, 2), [FILL, 0]);
 }
 
 #[test]
