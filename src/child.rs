@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::mount::{MountPropagationFlags, mount_bind_recursive, mount_change};
-use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
+use rustix::process::{Pid, Signal, getppid, kill_process_group, set_parent_process_death_signal};
 
 use crate::notice;
 
@@ -45,7 +45,7 @@ pub struct Terms<'a> {
 pub struct Child {
     process: process::Child,
     said: Arc<Said>,
-    reader: Option<JoinHandle<()>>,
+    reader: JoinHandle<()>,
 }
 
 /// What it says on its standard error, line by line.
@@ -122,10 +122,14 @@ impl Child {
         let said = Arc::new(Said { name: terms.name, state });
         let listening = said.clone();
         let reader = thread::Builder::new().name(terms.name.into());
-        let reader = reader.spawn(move || listening.read(stderr));
-        let mut child = Self { process, said, reader: None };
-        child.reader = Some(reader?);
-        Ok(child)
+        match reader.spawn(move || listening.read(stderr)) {
+            Ok(reader) => Ok(Self { process, said, reader }),
+            Err(error) => {
+                process.kill()?;
+                process.wait()?;
+                Err(error)
+            }
+        }
     }
 
     /// It has begun: from now on the user is told what it says.
@@ -145,7 +149,7 @@ impl Child {
         Some(format!("{}: {}", self.said.name, line.unwrap_or_else(|| status.to_string())))
     }
 
-    /// Waits for its end, which its own status tells, or else ends it.
+    /// Waits for its end, which its own status tells, or else ends it and what it has started.
     fn end(&mut self) -> Option<process::ExitStatus> {
         let deadline = Instant::now() + PATIENCE;
         let status = loop {
@@ -157,12 +161,12 @@ impl Child {
         };
         if status.is_none() {
             // One that has just ended is as good.
-            let _ = self.process.kill();
+            let _ = kill_process_group(Pid::from_child(&self.process), Signal::KILL);
             let _ = self.process.wait();
         }
-        if let Some(reader) = self.reader.take().filter(|_| status.is_some()) {
-            // A panic was told when it happened.
-            let _ = reader.join();
+        // What it has started may live on, and then speaks to nobody.
+        while !self.reader.is_finished() && Instant::now() < deadline {
+            thread::sleep(PAUSE);
         }
         status
     }

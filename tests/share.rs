@@ -53,7 +53,7 @@ fn guest(script: &str, programs: &TempDir) -> (Run, TempDir) {
     let root = root(&format!("{PROLOGUE}mkdir /a /b\n{script}\npoweroff -f\n"));
     let root = with_drivers(root, &["fuse", "virtiofs", "virtio_blk"]);
     let mut run = boot(CLOUD, &root).words("--cmdline quiet --memory 256M");
-    run.command.env("PATH", programs.path());
+    run.command.env("PATH", programs.path()).env("TMPDIR", programs.path());
     (run, root)
 }
 
@@ -71,32 +71,27 @@ fn shows(ran: &Ran, what: &str) {
     assert!(said(ran).contains(what), "no {what}: {ran:?}");
 }
 
-/// Processes that run `name`, in any way.
-fn running(name: &str) -> Vec<i32> {
+/// Processes of the virtiofsd that serves `folder`; other tests have theirs.
+fn serving(folder: &TempDir) -> Vec<i32> {
     let of_it = |entry: fs::DirEntry| {
         let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let command = String::from_utf8_lossy(&command);
+        let names = |path: &Path| command.contains(path.to_str().unwrap());
         let pid = entry.file_name().to_str()?.parse().ok()?;
-        String::from_utf8_lossy(&command).contains(name).then_some(pid)
+        (names(Path::new(VIRTIOFSD)) && names(folder.path())).then_some(pid)
     };
     fs::read_dir("/proc").unwrap().flatten().filter_map(of_it).collect()
 }
 
-/// Waits until nothing of it runs.
-fn none_left(name: &str) {
+/// Waits until nothing serves `folder`; and nothing of a socket is left where it was made.
+fn nothing_left(folder: &TempDir, programs: &TempDir) {
     let deadline = Instant::now() + Duration::from_secs(30);
-    while !running(name).is_empty() {
-        assert!(Instant::now() < deadline, "{name} still runs");
+    while !serving(folder).is_empty() {
+        assert!(Instant::now() < deadline, "virtiofsd still runs");
         thread::sleep(Duration::from_millis(50));
     }
-}
-
-/// Nothing of the sockets is left.
-fn no_sockets() {
-    let names =
-        fs::read_dir(std::env::temp_dir()).unwrap().flatten().map(|entry| entry.file_name());
-    let left: Vec<_> =
-        names.filter(|name| name.to_string_lossy().starts_with("bivisor-")).collect();
-    assert!(left.is_empty(), "{left:?}");
+    let left = fs::read_dir(programs.path()).unwrap().flatten().map(|entry| entry.file_name());
+    assert_eq!(left.collect::<Vec<_>>(), ["virtiofsd"]);
 }
 
 /// Two shares, of which one is read-only: what each side writes the other one reads, and what is
@@ -131,8 +126,8 @@ umount /a /b && echo unmounted";
     assert!(fs::read(data.path().join("copy")).unwrap() == large, "a copy is one");
     assert_eq!(fs::read(fixed.path().join("text")).unwrap(), b"as it was\n");
     assert_eq!(fs::read_dir(fixed.path()).unwrap().count(), 1);
-    none_left(VIRTIOFSD);
-    no_sockets();
+    nothing_left(&data, &programs);
+    nothing_left(&fixed, &programs);
 }
 
 fn a_share_is_there_again_after_a_reset() {
@@ -167,17 +162,16 @@ fn wait_for(lines: &mut BufReader<ChildStdout>, text: &str) {
 fn a_bivisor_that_is_killed_leaves_no_virtiofsd() {
     let (data, programs) = (folder(), programs());
     let (mut child, _lines, _root) = waiting(&data, &programs);
-    assert!(!running(VIRTIOFSD).is_empty());
+    assert!(!serving(&data).is_empty());
     child.kill().unwrap();
     child.wait().unwrap();
-    none_left(VIRTIOFSD);
-    no_sockets();
+    nothing_left(&data, &programs);
 }
 
 fn a_guest_goes_on_without_its_virtiofsd() {
     let (data, programs) = (folder(), programs());
     let (mut child, mut lines, _root) = waiting(&data, &programs);
-    for pid in running(VIRTIOFSD) {
+    for pid in serving(&data) {
         // SAFETY: kill takes plain integers and checks them.
         unsafe { libc::kill(pid, libc::SIGKILL) };
     }
@@ -224,6 +218,25 @@ dd if=/dev/vda bs=512 skip=3 count=1 2> /dev/null | head -n 1";
     assert_eq!(ran.stderr, "");
     let written = fs::read(&file).unwrap();
     assert_eq!(&written[3 * 512 - 1..][..18], b"x#!/bin/busybox sh");
+}
+
+/// The guest's RAM is a file that others can map when, and only when, there is somebody who does.
+fn ram_is_shared_with_a_back_end_alone() {
+    let (folder, data, programs) = (folder(), folder(), programs());
+    for shared in [false, true] {
+        let mut run = common::run_guest(&folder, "echo", str::to_owned);
+        if shared {
+            run = run.words("--share").arg(self::shared("data", &data, ""));
+        }
+        run.command.env("PATH", programs.path()).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = run.command.spawn().expect("start bivisor");
+        std::io::Write::write_all(child.stdin.as_mut().unwrap(), b"there\n").unwrap();
+        wait_for(&mut BufReader::new(child.stdout.take().unwrap()), "there");
+        let maps = fs::read_to_string(format!("/proc/{}/maps", child.id())).unwrap();
+        assert_eq!(maps.contains("memfd:guest RAM"), shared, "{maps}");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
 }
 
 /// `bivisor run` of a small guest with `options`, and no program to be found.
@@ -302,6 +315,7 @@ fn main() {
         a_bivisor_that_is_killed_leaves_no_virtiofsd, kvm, fetched, back_ends, whole_kernels, common::root;
         a_guest_goes_on_without_its_virtiofsd, kvm, fetched, back_ends, whole_kernels, common::root;
         a_guest_has_a_disk_of_a_storage_daemon, kvm, fetched, back_ends, whole_kernels;
+        ram_is_shared_with_a_back_end_alone, kvm, back_ends, common::root;
         without_virtiofsd_its_package_is_named, no_virtiofsd;
         a_virtiofsd_that_fails_tells_why, a_shell;
         folders_and_sockets_that_are_not_there_are_named;

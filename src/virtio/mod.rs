@@ -22,6 +22,7 @@ pub mod transport;
 pub mod worker;
 
 use anyhow::Result;
+use vmm_sys_util::eventfd::EventFd;
 
 use self::queue::Queue;
 use self::worker::Work;
@@ -86,7 +87,7 @@ pub trait Interrupt: Send + Sync {
 
     /// What does the same as [`Self::used`] when it is written to, where there is nothing else to do:
     /// another program that serves the queue then interrupts the driver by itself.
-    fn used_event(&self, _queue: usize) -> Option<&vmm_sys_util::eventfd::EventFd> {
+    fn used_event(&self, _queue: usize) -> Option<&EventFd> {
         None
     }
 }

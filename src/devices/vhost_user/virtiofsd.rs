@@ -102,8 +102,10 @@ pub fn start(folder: &Path, read_only: bool) -> Result<(Child, UnixStream)> {
         "{} has no option for read-only: install 1.13 or newer, or leave readonly out",
         program.display()
     );
-    let (listener, socket) =
-        rendezvous().context("make a socket in the folder for temporary files")?;
+    let temporary = std::env::temp_dir();
+    let (listener, socket) = rendezvous(&temporary).with_context(|| {
+        format!("make a socket in {} (TMPDIR names another folder)", temporary.display())
+    })?;
     let mut command = Command::new(&program);
     command.args(style.options(&folder, read_only, listener.as_raw_fd()));
     let mount = (style == Style::Qemu && read_only).then_some(folder.as_path());
@@ -145,14 +147,10 @@ fn help(program: &Path) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
-/// A socket that listens and no longer has a name, and the only connection that waits there.
-fn rendezvous() -> io::Result<(UnixListener, UnixStream)> {
-    static NUMBER: AtomicU32 = AtomicU32::new(0);
-    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-    let name = format!("bivisor-{}-{number}", process::id());
-    let folder = std::env::temp_dir().join(name);
-    // It must not exist, and nobody else may look into it.
-    DirBuilder::new().mode(0o700).create(&folder)?;
+/// A socket that listens and no longer has a name, made in `temporary`, and the only connection that
+/// waits there.
+fn rendezvous(temporary: &Path) -> io::Result<(UnixListener, UnixStream)> {
+    let folder = own_folder(temporary)?;
     let path = folder.join("socket");
     let made = UnixListener::bind(&path).and_then(|listener| {
         let socket = UnixStream::connect(&path)?;
@@ -161,6 +159,23 @@ fn rendezvous() -> io::Result<(UnixListener, UnixStream)> {
     // Nothing can be done about a folder that can't be removed.
     let _ = fs::remove_file(&path);
     let _ = fs::remove_dir(&folder);
+    made
+}
+
+/// A new folder that nobody else may look into.
+fn own_folder(temporary: &Path) -> io::Result<PathBuf> {
+    /// Our choice: so many other processes can have our number, in namespaces of their own.
+    const TRIES: u32 = 100;
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let mut made = Err(io::ErrorKind::AlreadyExists.into());
+    for _ in 0..TRIES {
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let folder = temporary.join(format!("bivisor-{}-{number}", process::id()));
+        made = DirBuilder::new().mode(0o700).create(&folder).map(|()| folder);
+        if !matches!(&made, Err(error) if error.kind() == io::ErrorKind::AlreadyExists) {
+            break;
+        }
+    }
     made
 }
 
@@ -195,11 +210,17 @@ mod tests {
 
     #[test]
     fn a_rendezvous_leaves_no_file() {
-        let (listener, mut ours) = rendezvous().unwrap();
+        let temporary = tempfile::tempdir().unwrap();
+        // Names that are taken are passed over.
+        for number in 0..20 {
+            let name = format!("bivisor-{}-{number}", process::id());
+            fs::create_dir(temporary.path().join(name)).unwrap();
+        }
+        let (listener, mut ours) = rendezvous(temporary.path()).unwrap();
         let (mut theirs, _) = listener.accept().unwrap();
         io::Write::write_all(&mut theirs, b"x").unwrap();
         assert_eq!(ours.read(&mut [0]).unwrap(), 1);
-        let path = listener.local_addr().unwrap().as_pathname().unwrap().to_owned();
-        assert!(!path.parent().unwrap().exists(), "{}", path.display());
+        assert_eq!(fs::read_dir(temporary.path()).unwrap().count(), 20);
+        assert!(rendezvous(Path::new("/nosuch")).is_err());
     }
 }
