@@ -212,41 +212,69 @@ fn make_read_only(folder: &CStr) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::io::Write;
+    use std::os::fd::{AsRawFd, FromRawFd};
     use std::os::unix::net::UnixStream;
 
     use super::*;
 
-    fn shell(script: &str) -> (Child, UnixStream) {
+    /// What tells this test program that it is one of the programs that are started here, and which;
+    /// and its descriptor.
+    const PART: &str = "BIVISOR_TEST_PART";
+    const PASSED: &str = "BIVISOR_TEST_PASSED";
+
+    /// An emulated host has no other program that could be started.
+    fn program(part: &str) -> (Child, UnixStream) {
         let (ours, its) = UnixStream::pair().unwrap();
-        let mut command = Command::new("/bin/sh");
-        let fd = std::os::fd::AsRawFd::as_raw_fd(&its);
-        command.arg("-c").arg(script.replace("FD", &fd.to_string()));
-        let terms = Terms { name: "sh", passes: its.into(), read_only: None };
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "child::tests::this_plays_its_part_as_a_program", "--nocapture"]);
+        command.env(PART, part).env(PASSED, its.as_raw_fd().to_string());
+        let terms = Terms { name: "it", passes: its.into(), read_only: None };
         (Child::start(command, terms).unwrap(), ours)
     }
 
     #[test]
+    fn this_plays_its_part_as_a_program() {
+        let Ok(part) = std::env::var(PART) else { return };
+        let fd = std::env::var(PASSED).unwrap().parse().unwrap();
+        // SAFETY: it was passed to this process, where nobody else knows of it.
+        let mut passed = unsafe { File::from_raw_fd(fd) };
+        match part.as_str() {
+            "answers" => {
+                passed.write_all(b"hi").unwrap();
+                let _ = passed.read(&mut [0]);
+            }
+            "fails" => eprint!("first\n\nlast\n\n"),
+            "floods" => eprint!("{}", "x".repeat(100_000)),
+            _ => loop {
+                eprintln!("said");
+                thread::sleep(Duration::from_secs(60));
+            },
+        }
+        process::exit(3);
+    }
+
+    #[test]
     fn a_program_has_its_descriptor_and_ends_with_it() {
-        let (child, mut ours) = shell("echo hi >&FD; cat <&FD");
-        let mut bytes = [0; 3];
+        let (child, mut ours) = program("answers");
+        let mut bytes = [0; 2];
         ours.read_exact(&mut bytes).unwrap();
-        assert_eq!(&bytes, b"hi\n");
+        assert_eq!(&bytes, b"hi");
         ours.shutdown(std::net::Shutdown::Both).unwrap();
-        assert_eq!(child.last_words().as_deref(), Some("sh: exit status: 0"));
+        assert_eq!(child.last_words().as_deref(), Some("it: exit status: 3"));
     }
 
     #[test]
     fn the_last_words_are_those_of_a_program_that_fails() {
-        let (child, _ours) = shell("echo first >&2; echo last >&2; exit 3");
-        assert_eq!(child.last_words().as_deref(), Some("sh: last"));
+        assert_eq!(program("fails").0.last_words().as_deref(), Some("it: last"));
         // What has no end is cut.
-        let (child, _ours) = shell("head -c 100000 /dev/zero | tr '\\0' x >&2");
-        assert_eq!(child.last_words().map(|words| words.len()), Some("sh: ".len() + LINE_MAX));
+        let words = program("floods").0.last_words().unwrap();
+        assert_eq!(words, format!("it: {}", "x".repeat(LINE_MAX)));
     }
 
     #[test]
     fn a_program_that_does_not_end_is_ended() {
-        let (child, _ours) = shell("echo said >&2; while :; do sleep 60; done");
-        assert_eq!(child.last_words(), None);
+        assert_eq!(program("stays").0.last_words(), None);
     }
 }

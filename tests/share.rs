@@ -257,16 +257,23 @@ fn without_virtiofsd_its_package_is_named() {
     assert_eq!((ran.status, ran.stderr), (125, expected));
 }
 
-/// A virtiofsd of `script`, which says that it is the one in Rust.
-fn pretending(folder: &TempDir, script: &str) {
-    let path = folder.path().join("virtiofsd");
-    let shell = "#!/bin/sh\n[ \"$1\" != --help ] || { echo --shared-dir --readonly; exit; }\n";
-    fs::write(&path, format!("{shell}{script}\n")).unwrap();
-    fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+/// The first line of a script, if something runs scripts: here, or in an emulated host.
+fn shell() -> Option<String> {
+    let busybox = guests().join("busybox");
+    let own = Path::new("/bin/sh").exists().then(|| "#!/bin/sh\n".into());
+    own.or_else(|| busybox.exists().then(|| format!("#!{} sh\n", busybox.display())))
 }
 
 fn a_shell() -> Option<String> {
-    (!Path::new("/bin/sh").exists()).then(|| "no /bin/sh here".into())
+    shell().is_none().then(|| "no shell here".into())
+}
+
+/// A virtiofsd of `script`, which says that it is the one in Rust.
+fn pretending(folder: &TempDir, script: &str) {
+    let path = folder.path().join("virtiofsd");
+    let help = "[ \"$1\" != --help ] || { echo --shared-dir --readonly; exit; }";
+    fs::write(&path, format!("{}{help}\n{script}\n", shell().unwrap())).unwrap();
+    fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
 }
 
 fn a_virtiofsd_that_fails_tells_why() {

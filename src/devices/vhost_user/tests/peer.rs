@@ -61,8 +61,8 @@ pub struct Message {
 pub enum Answer {
     /// These bytes, behind a header that fits.
     Payload(Vec<u8>),
-    /// These bytes and nothing else.
-    Raw(Vec<u8>),
+    /// These bytes, and then the end of the connection.
+    Last(Vec<u8>),
     /// Nothing.
     None,
     /// The end of the connection.
@@ -174,7 +174,11 @@ impl BackEnd {
                         bytes.extend(payload);
                         bytes
                     }
-                    Answer::Raw(bytes) => bytes,
+                    Answer::Last(bytes) => {
+                        // A front end that has given up is no error here.
+                        let _ = self.socket.write_all(&bytes);
+                        return;
+                    }
                     Answer::None => continue,
                     Answer::Close => return,
                 };
