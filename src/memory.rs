@@ -186,7 +186,7 @@ impl GuestRam {
     pub fn shared_ranges(&self) -> Vec<SharedRange<'_>> {
         let ranges = self.ranges.iter().zip(&self.host);
         let shared = ranges.filter_map(|(range, host)| {
-            let host_addr = self.host_addr(range.start)?;
+            let host_addr = self.host_addr(range.start, range.len as usize)?;
             Some(SharedRange { range: *range, host_addr, file: host.file()? })
         });
         shared.collect()
@@ -196,10 +196,11 @@ impl GuestRam {
         self.host.iter().any(|host| host.file().is_some())
     }
 
-    /// Where this process has what the guest has at `guest_addr`, if that is RAM.
-    pub fn host_addr(&self, guest_addr: u64) -> Option<u64> {
-        let host_ptr = self.memory.get_host_address(GuestAddress(guest_addr)).ok()?;
-        Some(host_ptr.addr() as u64)
+    /// Where this process has `len` bytes that the guest has at `guest_addr`, if all are in one range
+    /// of RAM.
+    pub fn host_addr(&self, guest_addr: u64, len: usize) -> Option<u64> {
+        let slice = self.memory.get_slice(GuestAddress(guest_addr), len).ok()?;
+        Some(slice.ptr_guard().as_ptr().addr() as u64)
     }
 
     /// What has the host take pages of RAM back (madvise(2)): those of a file stay until they are
@@ -305,8 +306,9 @@ mod tests {
         ram.load(&image, 0, 2 * page, 2 * page).unwrap();
         let shared = ram.shared_ranges();
         assert_eq!(shared.iter().map(|shared| shared.range).collect::<Vec<_>>(), ranges);
-        assert_eq!(ram.host_addr(2 * page), Some(shared[0].host_addr + page));
-        assert_eq!(ram.host_addr(0), None);
+        let host_addr = |guest_addr, len| ram.host_addr(guest_addr, len);
+        assert_eq!(host_addr(2 * page, 9), Some(shared[0].host_addr + page));
+        assert_eq!([host_addr(0, 1), host_addr(5 * page - 1, 2)], [None; 2]);
         let file = File::from(shared[0].file.try_clone_to_owned().unwrap());
         let mut bytes = [9; 2];
         file.read_exact_at(&mut bytes, page - 1).unwrap();

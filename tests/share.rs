@@ -130,13 +130,15 @@ umount /a /b && echo unmounted";
     nothing_left(&fixed, &programs);
 }
 
+/// Also with images that are to be mapped: they come into shared RAM all the same.
 fn a_share_is_there_again_after_a_reset() {
     let (data, programs) = (folder(), programs());
     let script = "mount -t virtiofs data /a
 if [ ! -e /a/was-here ]; then echo 1 > /a/was-here; reboot -f; fi
 echo again $(cat /a/was-here)";
     let (run, _root) = guest(script, &programs);
-    let ran = run.words("--reboot --share").arg(shared("data", &data, "")).finish();
+    let ran =
+        run.words("--reboot --image-memory map --share").arg(shared("data", &data, "")).finish();
     shows(&ran, "again 1\n");
     assert_eq!(ran.stderr, "bivisor: the guest asked for a reset: start number 2\n");
 }

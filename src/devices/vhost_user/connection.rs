@@ -126,17 +126,20 @@ impl Connection {
         let Some(ram) = queues.first().map(|queue| queue.ram().clone()) else {
             bail!("the driver set up no queue");
         };
+        // What can be the driver's fault comes first: the connection is none the worse for it.
+        let table = memory_table(&ram)?;
+        let rings = queues.iter().map(rings).collect::<Result<Vec<_>>>()?;
         let enables = self.features & PROTOCOL_FEATURES;
         self.talk(|own| {
             let frontend = &mut own.frontend;
             let features = features & own.features | enables;
             frontend.set_features(features).step("SET_FEATURES")?;
-            frontend.set_mem_table(&memory_table(&ram)?).step("SET_MEM_TABLE")?;
-            for (queue, call) in queues.iter().zip(calls) {
-                let (index, rings) = (queue.index(), rings(queue)?);
+            frontend.set_mem_table(&table).step("SET_MEM_TABLE")?;
+            for ((queue, rings), call) in queues.iter().zip(&rings).zip(calls) {
+                let index = queue.index();
                 frontend.set_vring_num(index, rings.queue_size).step("SET_VRING_NUM")?;
                 frontend.set_vring_base(index, 0).step("SET_VRING_BASE")?;
-                frontend.set_vring_addr(index, &rings).step("SET_VRING_ADDR")?;
+                frontend.set_vring_addr(index, rings).step("SET_VRING_ADDR")?;
                 frontend.set_vring_call(index, call).step("SET_VRING_CALL")?;
                 frontend.set_vring_kick(index, queue.kick()).step("SET_VRING_KICK")?;
             }
@@ -235,20 +238,26 @@ fn memory_table(ram: &GuestRam) -> Result<Vec<VhostUserMemoryRegionInfo>> {
 }
 
 /// Where the rings of `queue` lie: in our own addresses, by which the back end finds them in the
-/// table of RAM.
+/// table of RAM. Each must be in one range: the back end sees where it begins, and takes the rest for
+/// granted.
 fn rings(queue: &Queue) -> Result<VringConfigData> {
     let rings = queue.rings();
-    let host = |guest_addr: u64| {
-        let host_addr = queue.ram().host_addr(guest_addr);
-        host_addr.with_context(|| format!("a ring at {guest_addr:#x} is not in RAM"))
+    let host = |guest_addr: u64, len: usize| {
+        let host_addr = queue.ram().host_addr(guest_addr, len);
+        let what =
+            || format!("a ring of {len} bytes at {guest_addr:#x} is not in one range of RAM");
+        host_addr.with_context(what)
     };
+    // virtio v1.3, 2.7 "Split Virtqueues": a descriptor's bytes; those of the rings around elements.
+    let size = usize::from(rings.size());
+    let (table, available, used) = (16 * size, 6 + 2 * size, 6 + 8 * size);
     Ok(VringConfigData {
         queue_max_size: rings.max_size(),
         queue_size: rings.size(),
         flags: 0,
-        desc_table_addr: host(rings.desc_table())?,
-        used_ring_addr: host(rings.used_ring())?,
-        avail_ring_addr: host(rings.avail_ring())?,
+        desc_table_addr: host(rings.desc_table(), table)?,
+        used_ring_addr: host(rings.used_ring(), used)?,
+        avail_ring_addr: host(rings.avail_ring(), available)?,
         log_addr: None,
     })
 }

@@ -103,36 +103,62 @@ impl Interrupt for Events {
     }
 }
 
-#[test]
-fn a_back_end_interrupts_by_itself_where_the_transport_lets_it() {
-    let (_peer, socket) = good(Traits::default());
+/// A device on such a transport, with RAM in two ranges that touch at [`SEAM`].
+fn with_events(event: &EventFd) -> (Transport, Arc<GuestRam>, Peer) {
+    let (peer, socket) = good(Traits::default());
     let device = Box::new(fs("tag", socket, PATIENCE).unwrap());
-    let range = RamRange { start: 0, len: 1 << 20 };
-    let ram = Arc::new(GuestRam::shared(vec![range]).unwrap());
-    let event = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+    let ranges = [(0, SEAM), (SEAM, 1 << 20)].map(|(start, len)| RamRange { start, len });
+    let ram = Arc::new(GuestRam::shared(ranges.to_vec()).unwrap());
     let events = Arc::new(Events(event.try_clone().unwrap()));
-    let mut transport = Transport::new(device, ram.clone(), events).unwrap();
+    (Transport::new(device, ram.clone(), events).unwrap(), ram, peer)
+}
+
+const SEAM: u64 = 0x8_0000;
+
+/// What a driver does up to where its queue of requests runs, with a table of descriptors there.
+fn start(transport: &mut Transport, table: u64) {
+    transport.reset();
     transport.select_driver_features(1);
     transport.accept_features((VERSION_1 >> 32) as u32);
     transport.select_queue(REQUESTS as u32);
     transport.set_queue_size(4);
-    let rings = [(Area::Descriptors, 0x1000), (Area::Driver, 0x2000), (Area::Device, 0x3000)];
+    let rings = [(Area::Descriptors, table), (Area::Driver, 0x2000), (Area::Device, 0x3000)];
     for (area, at) in rings {
-        transport.set_queue_address(area, Half::Low, at);
+        transport.set_queue_address(area, Half::Low, at as u32);
     }
     transport.set_queue_ready(true);
+    // Acknowledged, with a driver, which is ready with features that are agreed on.
+    transport.set_status(1 | 2 | 8 | 4);
+}
+
+#[test]
+fn a_back_end_interrupts_by_itself_where_the_transport_lets_it() {
+    let event = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+    let (mut transport, ram, _peer) = with_events(&event);
     // A descriptor that may be written, and it is available.
     let words = [ROOM as u32, 0, 16, 2];
     let words: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
     ram.write(&words, 0x1000).unwrap();
     ram.write(&[0, 0, 1, 0, 0, 0], 0x2000).unwrap();
-    // Acknowledged, with a driver, which is ready with features that are agreed on.
-    transport.set_status(1 | 2 | 8 | 4);
+    start(&mut transport, 0x1000);
     transport.notify(REQUESTS as u32);
     let mut fds = [sys::poll_entry(&event, libc::POLLIN)];
     sys::poll(&mut fds, Some(PATIENCE)).unwrap();
     assert_eq!(event.read().unwrap(), 1);
     assert_eq!(ram.peek(ROOM + 15, 2), [FILL, 0]);
+}
+
+#[test]
+fn a_ring_across_two_ranges_of_ram_is_no_back_ends_to_follow() {
+    let (mut transport, _ram, peer) = with_events(&EventFd::new(libc::EFD_NONBLOCK).unwrap());
+    asked(&peer);
+    let needs_reset = |transport: &Transport| transport.status() & 64 != 0;
+    for (table, works) in [(SEAM - 16, false), (SEAM - 64, true), (SEAM - 48, false), (SEAM, true)]
+    {
+        start(&mut transport, table);
+        assert_eq!(needs_reset(&transport), !works, "{table:#x}");
+        assert_eq!(asked(&peer).contains(&SET_VRING_ADDR), works, "{table:#x}");
+    }
 }
 
 #[test]
