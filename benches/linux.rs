@@ -4,17 +4,16 @@
 //!
 //! `cross/bench ARCH` runs it in an emulated host, with QEMU 7.2.
 
+mod common;
+
 use std::fs;
 use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
-const ROUNDS: usize = 10;
+use common::{bivisor, guests, initrd, median, qemu, rounds};
+
 const MARK: &[u8] = b"The guest is up.";
-const MEMORY: &str = "256M";
-const CMDLINE: &str = "console=ttyS0 panic=-1 quiet";
 
 /// What is told of one run.
 struct Sample {
@@ -28,10 +27,6 @@ struct Candidate {
     name: String,
     command: Box<dyn Fn() -> Command>,
     samples: Vec<Sample>,
-}
-
-fn cache() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("cross/.cache")
 }
 
 /// Resident KiB of the process, without its largest mapping and what was mapped into that.
@@ -86,66 +81,26 @@ fn sample(mut command: Command) -> Option<Sample> {
     Some(sample)
 }
 
-fn bivisor(kernel: &Path, initrd: &Path, way: &'static str) -> Candidate {
-    let (kernel, initrd) = (kernel.to_owned(), initrd.to_owned());
-    let command = move || {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_bivisor"));
-        command.arg("run").arg(&kernel).arg("--initrd").arg(&initrd);
-        command.args(["--memory", MEMORY, "--cmdline", "quiet", "--image-memory", way]);
-        command
-    };
-    Candidate { name: format!("bivisor {way}"), command: Box::new(command), samples: Vec::new() }
-}
-
-/// QEMU of Debian's packages, unpacked in `folder`, by its own loader.
-fn qemu(folder: PathBuf, kernel: &Path, initrd: &Path) -> Candidate {
-    let (kernel, initrd) = (kernel.to_owned(), initrd.to_owned());
-    let (machine, console) = match std::env::consts::ARCH {
-        "x86_64" => ("microvm,rtc=on", "ttyS0"),
-        _ => ("virt,gic-version=host", "ttyAMA0"),
-    };
-    let program = format!("qemu-system-{}", std::env::consts::ARCH);
-    let command = move || {
-        let mut command = Command::new(folder.join("loader"));
-        command.arg("--library-path").arg(&folder).arg(folder.join(&program));
-        command.arg("-L").arg(folder.join("qemu"));
-        command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
-        command.args(["-M", machine, "-accel", "kvm", "-cpu", "host", "-m", MEMORY]);
-        command.args(["-serial", "stdio", "-append", &CMDLINE.replace("ttyS0", console)]);
-        command.arg("-kernel").arg(&kernel).arg("-initrd").arg(&initrd);
-        command
-    };
-    Candidate { name: "QEMU".into(), command: Box::new(command), samples: Vec::new() }
-}
-
-fn median<T: PartialOrd + Copy>(mut values: Vec<T>) -> T {
-    values.sort_by(|a, b| a.partial_cmp(b).expect("no measure is NaN"));
-    values[values.len() / 2]
-}
-
 fn main() {
-    let guests = cache().join(format!("guests-{}", std::env::consts::ARCH));
     let folder = tempfile::tempdir().expect("make a temporary folder");
-    let root = folder.path().join("root");
-    fs::create_dir_all(root.join("bin")).expect("make the guest's folders");
-    fs::copy(guests.join("busybox"), root.join("bin/busybox")).expect("cross/bench fetches it");
+    let init = "#!/bin/busybox sh\necho The guest is up.\nexec sleep 1000\n";
     // As large as a distribution's.
-    let ballast = fs::read(guests.join("cloud")).expect("cross/bench fetches it");
-    fs::write(root.join("ballast"), ballast).expect("fill the archive");
-    fs::write(root.join("init"), "#!/bin/busybox sh\necho The guest is up.\nexec sleep 1000\n")
-        .expect("write the init");
-    fs::set_permissions(root.join("init"), PermissionsExt::from_mode(0o755)).expect("chmod");
-    let initrd = folder.path().join("initrd");
-    let archive = bivisor::archive::pack(&root, 1 << 30).expect("pack an archive");
-    fs::write(&initrd, archive).expect("write the archive");
-    let kernel = guests.join("cloud");
-    let mut candidates: Vec<_> = ["copy", "map"].map(|way| bivisor(&kernel, &initrd, way)).into();
-    let peer = cache().join(format!("qemu-{}", std::env::consts::ARCH));
-    if peer.is_dir() {
-        candidates.push(qemu(peer, &kernel, &initrd));
+    let ballast = fs::read(guests().join("cloud")).expect("cross/bench fetches it");
+    let initrd = initrd(folder.path(), init, |root| {
+        fs::write(root.join("ballast"), &ballast).expect("fill the archive");
+    });
+    let own = |way: &str| {
+        let (initrd, words) = (initrd.clone(), format!("--image-memory {way}"));
+        let command = Box::new(move || bivisor(&initrd, &words));
+        Candidate { name: format!("bivisor {way}"), command, samples: Vec::new() }
+    };
+    let mut candidates: Vec<_> = ["copy", "map"].map(own).into();
+    if qemu(&initrd, "").is_some() {
+        let initrd = initrd.clone();
+        let command = Box::new(move || qemu(&initrd, "").expect("it was there"));
+        candidates.push(Candidate { name: "QEMU".into(), command, samples: Vec::new() });
     }
-    let rounds = std::env::var("BIVISOR_ROUNDS").ok().and_then(|n| n.parse().ok());
-    for round in 0..rounds.unwrap_or(ROUNDS) {
+    for round in 0..rounds(10) {
         for candidate in &mut candidates {
             if let Some(sample) = sample((candidate.command)()) {
                 println!(

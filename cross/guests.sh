@@ -12,6 +12,7 @@ guests() {
   part "$1" modules virtio_modules
   part "$1" disk-tools disk_tools
   part "$1" passt passt_tree
+  part "$1" load-tools load_tools
   part "$1" back-ends back_ends
 }
 
@@ -59,6 +60,12 @@ passt_tree() {
 back_ends() {
   program_tree "$1/virtiofsd" "$2" usr/lib/qemu/virtiofsd qemu-system-common
   program_tree "$1/qemu-storage-daemon" "$2" usr/bin/qemu-storage-daemon qemu-system-common
+}
+
+# load_tools FOLDER ARCH: what puts load on disks and networks, and measures it.
+load_tools() {
+  program_tree "$1/fio" "$2" usr/bin/fio fio
+  program_tree "$1/iperf3" "$2" usr/bin/iperf3 iperf3
 }
 
 # stock_guests ARCH: what there is beside the parts.

@@ -27,7 +27,7 @@ use crate::machine::Machine;
 use crate::outcome::{CpuReport, Outcome};
 use crate::run::{Hold, Run, Shared, run_until_stop};
 use crate::trace::Summary;
-use crate::{sys, terminal};
+use crate::{own_code, sys, terminal};
 
 /// Signals that end a guest.
 const ENDING_SIGNALS: [libc::c_int; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
@@ -38,6 +38,9 @@ const PAUSING_SIGNALS: [libc::c_int; 2] = [libc::SIGTSTP, libc::SIGCONT];
 /// How long a kicked vCPU has before it is kicked again: a kick that came just before it went to
 /// sleep in a write to the host was lost.
 const KICK_AGAIN: Duration = Duration::from_millis(5);
+
+/// How long after its start a guest is one that stays. Our choice: beyond the life of the smallest.
+const SETTLING: Duration = Duration::from_millis(100);
 
 /// Bytes at the pc that a verdict shows: the longest instruction that there is, and one more.
 const CODE_LEN: usize = 16;
@@ -280,6 +283,7 @@ impl Wait<'_> {
         // When output that nothing has pushed out is to be written.
         let mut flush_at: Option<Instant> = None;
         let mut impatient = false;
+        let mut settled_at = Some(Instant::now() + SETTLING);
         loop {
             let now = Instant::now();
             let alive = self.running.load(Ordering::Acquire) > 0;
@@ -312,6 +316,7 @@ impl Wait<'_> {
                 flush_at.filter(|_| flush.is_none()),
                 (over && alive).then_some(now + KICK_AGAIN),
                 (impatient && !alive).then_some(now),
+                settled_at.filter(|_| !over),
             ];
             let timeout =
                 until.into_iter().flatten().min().map(|at| at.saturating_duration_since(now));
@@ -321,6 +326,9 @@ impl Wait<'_> {
                 thread::sleep(KICK_AGAIN);
             }
 
+            if settled_at.take_if(|at| *at <= Instant::now()).is_some() {
+                own_code::give_back();
+            }
             let [woken, signalled, writable] = fds.map(|fd| fd.revents != 0);
             if woken {
                 let _ = self.wake.read();

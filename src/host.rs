@@ -10,6 +10,7 @@ use kvm_ioctls::{Cap, Kvm};
 use crate::board::Finding;
 use crate::config::Config;
 use crate::console::Console;
+use crate::devices::block::best_engine;
 use crate::exit::Stop;
 use crate::machine::{Machine, open_kvm};
 use crate::payload::Payload;
@@ -41,6 +42,7 @@ pub fn examine() -> Result<Vec<Finding>> {
         Finding::new("irqfd", yes_no(Cap::Irqfd)),
         Finding::new("read-only-memory", yes_no(Cap::ReadonlyMem)),
         Finding::new("coalesced-mmio", yes_no(Cap::CoalescedMmio)),
+        Finding::new("disk-engine", best_engine()),
     ]);
     let micros = |time: Duration| format!("{:.1} us", time.as_secs_f64() * 1e6);
     findings.push(Finding::new("vm-creation", micros(vm_creation(&kvm)?)));

@@ -5,16 +5,16 @@ mod common;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, TcpListener};
-use std::os::fd::AsRawFd;
+use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::thread::{self, JoinHandle};
 
+use common::network::{MULTI_QUEUE, busybox, interfaces, own_interfaces, tap};
 use common::stock::{
-    CLOUD, PATIENCE, PROLOGUE, boot, fetched, guests, root, whole_kernels, with_drivers,
+    CLOUD, PATIENCE, PROLOGUE, boot, fetched, guests, root, whole_kernels, with_drivers, works,
 };
 use common::{Ran, Run, bivisor, folder, kvm, wait};
 use tempfile::TempDir;
@@ -60,48 +60,6 @@ fn said(ran: &Ran) -> String {
 
 fn shows(ran: &Ran, what: &str) {
     assert!(said(ran).contains(what), "no {what}: {ran:?}");
-}
-
-/// Gives this thread and what it starts network interfaces of their own.
-fn own_interfaces() {
-    // SAFETY: unshare takes flags only.
-    let own = unsafe { libc::unshare(libc::CLONE_NEWNET) };
-    assert_eq!(own, 0, "{}", std::io::Error::last_os_error());
-    busybox("ip link set lo up");
-}
-
-fn busybox(line: &str) {
-    let status = Command::new(guests().join("busybox")).args(line.split(' ')).status().unwrap();
-    assert!(status.success(), "{line}: {status}");
-}
-
-/// if_tun.h: TUNSETIFF and TUNSETPERSIST; IFF_TAP with IFF_NO_PI, and IFF_MULTI_QUEUE.
-const TUNSETIFF: u32 = 0x4004_54ca;
-const TUNSETPERSIST: u32 = 0x4004_54cb;
-const TAP: u16 = 0x1002;
-const MULTI_QUEUE: u16 = 0x0100;
-
-/// A tap device, for as long as its interfaces' thread lives, with an address.
-fn tap(name: &str, flags: u16, address: &str) {
-    let tun = fs::File::options().read(true).write(true).open("/dev/net/tun").unwrap();
-    let mut request = [0u8; 40];
-    request[..name.len()].copy_from_slice(name.as_bytes());
-    request[16..18].copy_from_slice(&(TAP | flags).to_ne_bytes());
-    // SAFETY: the request reads an `ifreq`, which has 40 bytes.
-    let made = unsafe { libc::ioctl(tun.as_raw_fd(), TUNSETIFF as _, &mut request) };
-    // SAFETY: the request takes a number.
-    let kept = unsafe { libc::ioctl(tun.as_raw_fd(), TUNSETPERSIST as _, 1) };
-    assert_eq!((made, kept), (0, 0), "{}", std::io::Error::last_os_error());
-    busybox(&format!("ip addr add {address} dev {name}"));
-    busybox(&format!("ip link set {name} up"));
-}
-
-/// The test may make interfaces.
-fn interfaces() -> Option<String> {
-    common::root().or_else(|| {
-        let tun = Path::new("/dev/net/tun").exists();
-        (!tun).then(|| "no /dev/net/tun here (modprobe tun)".into())
-    })
 }
 
 /// Debian's passt is here.
@@ -337,6 +295,63 @@ fn passt_connects_guest_and_host() {
     }
 }
 
+/// Answers one question for a name (RFC 1035, 4.1) with the address 198.51.100.7.
+fn name_server() -> JoinHandle<()> {
+    let socket = UdpSocket::bind("127.0.0.1:53").unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    thread::spawn(move || {
+        let mut question = [0; 512];
+        let (len, asker) = socket.recv_from(&mut question).expect("a question");
+        // The same with one answer: the name of the question, type A, class IN, a time to live.
+        let mut answer = question[..len].to_vec();
+        answer[2..4].copy_from_slice(&[0x81, 0x80]);
+        answer[7] = 1;
+        answer.extend([0xc0, 0x0c, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 198, 51, 100, 7]);
+        socket.send_to(&answer, asker).unwrap();
+    })
+}
+
+/// The command that people come with: many CPUs, much memory, a disk, and a port of the host that leads
+/// to a server in the guest. All of it without root, but for the interfaces of this test.
+fn a_server_in_the_guest_answers_on_a_port_of_the_host() {
+    connected();
+    let folder = folder();
+    passt(&folder);
+    let disk = folder.path().join("vm.qcow2");
+    works("qemu-img", &["create", "-q", "-f", "qcow2"], &[&disk, "64M".as_ref()]);
+    let script = "up 192.0.2.2/24
+ip route add default via 192.0.2.1
+nslookup -type=a vm.test 192.0.2.1
+mkdir /www; echo from disk $(cat /sys/block/vda/size) and $(nproc) CPUs > /www/index.html
+httpd -p 80 -h /www; echo serving; read line";
+    let names = name_server();
+    let root = with_drivers(network_root(script, b""), &["virtio_blk"]);
+    let mut run = boot(CLOUD, &root).words("--cmdline quiet --cpus 8 --memory 8192M --disk");
+    run = run.arg(&disk).words("--net user,hostfwd=tcp:5555:80");
+    let mut command = run.command;
+    command.env("PATH", folder.path());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("start bivisor");
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let mut seen = String::new();
+    let serving = lines.any(|line| {
+        seen += &line;
+        line.contains("serving")
+    });
+    if !serving || !seen.contains("198.51.100.7") {
+        panic!("{seen}: {:?}", std::io::read_to_string(child.stderr.take().unwrap()));
+    }
+    let mut stream = TcpStream::connect("127.0.0.1:5555").unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    let read = stream.read_to_string(&mut answer);
+    assert!(answer.contains("from disk 131072 and 8 CPUs"), "{read:?} {answer:?}");
+    child.stdin.take().unwrap().write_all(b"\n").unwrap();
+    assert_eq!(wait(&mut child, PATIENCE), Some(0));
+    names.join().unwrap();
+}
+
 fn main() {
     common::conclude(common::cases! {
         a_tap_device_carries_offloaded_frames, kvm, fetched, whole_kernels, interfaces;
@@ -344,6 +359,7 @@ fn main() {
         a_tap_device_goes_down_up_and_away, kvm, fetched, whole_kernels, interfaces;
         two_guests_talk_over_a_stream, kvm, fetched, whole_kernels;
         passt_connects_guest_and_host, kvm, passt_fetched, whole_kernels, interfaces;
+        a_server_in_the_guest_answers_on_a_port_of_the_host, kvm, passt_fetched, whole_kernels, interfaces;
         passt_says_why_it_does_not_start, passt_fetched, interfaces;
         without_passt_its_package_is_named;
         links_that_are_not_there_are_named;

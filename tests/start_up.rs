@@ -9,8 +9,10 @@ use std::collections::BTreeMap;
 use std::io::Error;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
-use common::{bivisor, cases, kvm};
+use common::{bivisor, cases, folder, guest_file, kvm};
 
 /// The promise of `bivisor hello`, whether linked dynamically or not.
 const AT_MOST: usize = 90;
@@ -131,6 +133,44 @@ fn the_program_is_small() {
     assert!(len < PROGRAM_LEN, "{len} bytes, not below {PROGRAM_LEN}");
 }
 
+/// KiB that a monitor keeps in memory beside its guest's pages, libraries that it shares with other
+/// programs left out. Most of it is code, of which what only the start needs is given back.
+const RESIDENT_KIB: u64 = 1024;
+
+fn a_guest_that_stays_costs_little_memory() {
+    let folder = folder();
+    let run = bivisor("run").arg(guest_file(&folder, "spin")).words("--memory 128M");
+    let mut child = run.patience(Duration::from_secs(60)).command.spawn().expect("start bivisor");
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let resident = loop {
+        sleep(Duration::from_millis(100));
+        let kib = resident_kib(child.id(), 64 << 20);
+        if (1..=RESIDENT_KIB).contains(&kib) || Instant::now() > deadline {
+            break kib;
+        }
+    };
+    child.kill().unwrap();
+    child.wait().unwrap();
+    println!("{resident} KiB are resident");
+    assert!((1..=RESIDENT_KIB).contains(&resident), "{resident} KiB, more than {RESIDENT_KIB}");
+}
+
+/// What is resident of a process, without libraries and mappings of `large` bytes and more.
+fn resident_kib(process: u32, large: u64) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{process}/smaps")).unwrap_or_default();
+    let (mut sum, mut counts) = (0, false);
+    for line in text.lines() {
+        let range = line.split_once(' ').and_then(|(range, _)| range.split_once('-'));
+        let number = |text| u64::from_str_radix(text, 16).ok();
+        if let Some((start, end)) = range.and_then(|(a, b)| number(a).zip(number(b))) {
+            counts = end - start < large && !line.contains(".so");
+        } else if let Some(kib) = line.strip_prefix("Rss:").filter(|_| counts) {
+            sum += kib.trim().trim_end_matches(" kB").parse::<u64>().unwrap_or(0);
+        }
+    }
+    sum
+}
+
 /// This is the program that people get: a debug build is some ten times as large.
 fn release() -> Option<String> {
     cfg!(debug_assertions).then(|| "is about a release build (cargo test --release)".into())
@@ -154,5 +194,6 @@ fn main() {
     common::conclude(cases![
         hello_asks_little_of_the_host_before_its_guest_runs, kvm, tracing;
         the_program_is_small, release;
+        a_guest_that_stays_costs_little_memory, kvm, release;
     ]);
 }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 
-use bivisor::devices::block::Block;
 use bivisor::devices::block::format::Format;
 use bivisor::devices::block::raw::{Access, Raw};
+use bivisor::devices::block::{Block, Engine};
 use bivisor::devices::entropy::Entropy;
 use bivisor::devices::vhost_user;
 use bivisor::virtio::VirtioDevice;
@@ -71,7 +71,7 @@ impl DeviceOptions {
         }
         for size in &self.scratch {
             let raw = Raw::scratch(*size).with_context(|| format!("--scratch {size}"))?;
-            devices.push(Box::new(Block::new(Arc::new(raw), "scratch", cpus)));
+            devices.push(Box::new(Block::new(Arc::new(raw), "scratch", cpus, Engine::Best)));
         }
         for (index, net) in self.net.iter().enumerate() {
             devices.push(net.open(index, cpus)?);
@@ -95,7 +95,12 @@ impl DiskSource {
                 let what = || format!("--disk {}", disk.path.display());
                 let format = disk.format.unwrap_or_else(|| Format::of_name(&disk.path));
                 let opened = format.open(&disk.path, disk.access, disk.backing);
-                Ok(Box::new(Block::new(opened.with_context(what)?, &disk.serial, cpus)))
+                Ok(Box::new(Block::new(
+                    opened.with_context(what)?,
+                    &disk.serial,
+                    cpus,
+                    Engine::Best,
+                )))
             }
             Self::VhostUser(path) => {
                 let what = || format!("--disk vhost-user={}", path.display());

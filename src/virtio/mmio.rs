@@ -75,8 +75,8 @@ impl Mmio {
         &self.transport
     }
 
-    fn read_register(&self, register: u32) -> u32 {
-        let transport = &self.transport;
+    fn read_register(&mut self, register: u32) -> u32 {
+        let transport = &mut self.transport;
         let half = |area, half| match half {
             Half::Low => transport.queue_address(area) as u32,
             Half::High => (transport.queue_address(area) >> 32) as u32,

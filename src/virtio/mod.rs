@@ -13,6 +13,8 @@
 
 pub mod chain;
 #[cfg(test)]
+pub(crate) mod counted;
+#[cfg(test)]
 pub(crate) mod driver;
 pub mod mmio;
 pub mod queue;
@@ -94,16 +96,12 @@ pub trait Interrupt: Send + Sync {
 
 /// The way to tell a driver that the configuration space has changed.
 #[derive(Clone)]
-pub struct ConfigChange {
-    generation: std::sync::Arc<std::sync::atomic::AtomicU32>,
-    interrupt: std::sync::Arc<dyn Interrupt>,
-}
+pub struct ConfigChange(std::sync::Arc<dyn Interrupt>);
 
 impl ConfigChange {
     /// Tells it; called after the change.
     pub fn tell(&self) {
-        self.generation.fetch_add(1, std::sync::atomic::Ordering::AcqRel);
-        self.interrupt.changed();
+        self.0.changed();
     }
 }
 

@@ -31,6 +31,10 @@ const FEATURES_OK: u32 = VIRTIO_CONFIG_S_FEATURES_OK;
 const NEEDS_RESET: u32 = VIRTIO_CONFIG_S_NEEDS_RESET;
 const FAILED: u32 = VIRTIO_CONFIG_S_FAILED;
 
+/// Bytes of the largest configuration space. Our choice: as many as virtio-mmio's registers leave of
+/// a device's place.
+pub const CONFIG_LEN: usize = 0x100;
+
 /// A part of a queue whose address the driver gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Area {
@@ -71,7 +75,9 @@ pub struct Transport {
     state: State,
     /// Also a failing worker's to change.
     status: Arc<AtomicU32>,
-    generation: Arc<AtomicU32>,
+    generation: u32,
+    /// The configuration space as it was when `generation` was last asked for.
+    seen: [u8; CONFIG_LEN],
     workers: Vec<Worker>,
 }
 
@@ -95,9 +101,18 @@ impl Transport {
         let kicks =
             sizes.iter().map(kick).collect::<Result<_, _>>().context("create an eventfd")?;
         let state = fresh(&sizes);
-        let (status, generation) = (Arc::default(), Arc::default());
-        let workers = Vec::new();
-        Ok(Self { device, ram, interrupt, kicks, sizes, state, status, generation, workers })
+        Ok(Self {
+            device,
+            ram,
+            interrupt,
+            kicks,
+            sizes,
+            state,
+            status: Arc::default(),
+            generation: 0,
+            seen: [0; CONFIG_LEN],
+            workers: Vec::new(),
+        })
     }
 
     /// The device's name.
@@ -222,8 +237,7 @@ impl Transport {
             let interrupt = self.interrupt.clone();
             queues.push(Queue::new(index, copy, self.ram.clone(), kick, interrupt)?);
         }
-        let config =
-            ConfigChange { generation: self.generation.clone(), interrupt: self.interrupt.clone() };
+        let config = ConfigChange(self.interrupt.clone());
         let works = self.device.start(self.state.driver_features, queues, config)?;
         let broken: Arc<dyn Fn(anyhow::Error) + Send + Sync> = Arc::new(self.failure());
         for (number, work) in works.into_iter().enumerate() {
@@ -333,9 +347,16 @@ impl Transport {
         }
     }
 
-    /// Changes whenever the configuration space does.
-    pub fn generation(&self) -> u32 {
-        self.generation.load(Ordering::Acquire)
+    /// Another number if the configuration space has changed since this was last called (2.5.2):
+    /// what a driver has read between two calls that give the same number belongs together.
+    pub fn generation(&mut self) -> u32 {
+        let mut now = [0; CONFIG_LEN];
+        self.device.read_config(0, &mut now);
+        if now != self.seen {
+            self.seen = now;
+            self.generation = self.generation.wrapping_add(1);
+        }
+        self.generation
     }
 
     /// Reads the configuration space.

@@ -94,7 +94,9 @@ impl Worker {
         for (slot, (index, kick)) in work.queues().into_iter().enumerate() {
             let kick = kick.try_clone().context("copy an eventfd")?;
             let data = QUEUE | slot as u64;
-            watch.control(ControlOperation::Add, kick.as_raw_fd(), EventSet::IN, data)?;
+            // Each notification is an edge, and nobody has to read how many there were.
+            let edges = EventSet::IN | EventSet::EDGE_TRIGGERED;
+            watch.control(ControlOperation::Add, kick.as_raw_fd(), edges, data)?;
             kicks.push((index, kick));
         }
         let body = move || {
@@ -137,12 +139,7 @@ fn serve(mut work: Box<dyn Work>, kicks: &[(usize, EventFd)], watch: &Watch) -> 
             let (kind, low) = (event.data() & !u64::from(u32::MAX), event.data() as u32);
             match kind {
                 STOP => return Ok(()),
-                QUEUE => {
-                    let (index, kick) = &kicks[low as usize];
-                    // Read before the queue is: what comes later is a new event.
-                    let _ = kick.read();
-                    work.notified(*index, watch)?;
-                }
+                QUEUE => work.notified(kicks[low as usize].0, watch)?,
                 _ => work.ready(low, event.event_set(), watch)?,
             }
         }

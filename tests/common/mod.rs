@@ -7,6 +7,7 @@
 #![allow(dead_code, unused_imports, unused_macros)]
 
 pub mod elf;
+pub mod network;
 pub mod stock;
 
 use std::fmt;
@@ -328,6 +329,12 @@ pub fn most_cpus() -> i32 {
 pub fn a_dozen_cpus() -> Option<String> {
     let cpus = ask_kvm(KVM_CHECK_EXTENSION, KVM_CAP_MAX_VCPUS).ok()?;
     (cpus < 12).then(|| format!("this host's KVM gives a machine {cpus} CPUs at most"))
+}
+
+/// The test may take minutes; its name begins with `long`.
+pub fn long() -> Option<String> {
+    let asked = std::env::var_os("BIVISOR_LONG").is_some();
+    (!asked).then(|| "takes minutes (cross/test long, or BIVISOR_LONG=1)".into())
 }
 
 /// The test may unmount things and become somebody else.

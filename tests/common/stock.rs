@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -60,7 +60,7 @@ echo The guest is up.
 /// Puts the named drivers into `root`, and what they need: all whose names have one of `names`.
 pub fn with_drivers(root: TempDir, names: &[&str]) -> TempDir {
     let to = root.path().join("modules");
-    fs::create_dir(&to).unwrap();
+    fs::create_dir_all(&to).unwrap();
     let needed = ["virtio.ko", "virtio_ring", "virtio_mmio", "virtio_pci"];
     for entry in fs::read_dir(guests().join("modules")).expect("modules are there").flatten() {
         let name = entry.file_name().into_string().unwrap().replace('-', "_");
@@ -83,6 +83,19 @@ pub fn add_example(root: &TempDir, name: &str, new_name: &str) {
 pub fn boot(kernel: &str, root: &TempDir) -> Run {
     let run = bivisor("run").arg(guests().join(kernel)).arg("--initrd-dir").arg(root.path());
     run.patience(PATIENCE)
+}
+
+/// Runs a program of cross/guests.sh's that makes or checks disks.
+pub fn tool(name: &str, arguments: &[&str], paths: &[&Path]) -> Output {
+    let mut command = program(&format!("disk-tools/{name}"));
+    command.args(arguments).args(paths).stdin(Stdio::null());
+    command.output().unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+/// Runs one that must succeed.
+pub fn works(name: &str, arguments: &[&str], paths: &[&Path]) {
+    let output = tool(name, arguments, paths);
+    assert!(output.status.success(), "{name} {arguments:?}: {output:?}");
 }
 
 /// A program of a tree that cross/guests.sh made in the guests' folder `tree`.

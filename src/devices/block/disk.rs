@@ -1,8 +1,17 @@
 //! Where a disk's bytes are: what each format does in its own way.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 
 use crate::pieces::Pieces;
+
+/// A file that is a disk byte for byte, for those who read and write it themselves.
+pub struct DiskFile<'a> {
+    /// It.
+    pub file: BorrowedFd<'a>,
+    /// It is opened past the page cache: memory has to be aligned like sectors.
+    pub direct: bool,
+}
 
 /// A disk. Its operations may wait, and come from several threads at once.
 ///
@@ -17,6 +26,11 @@ pub trait Disk: Send + Sync {
     /// Bytes that are best discarded together.
     fn granularity(&self) -> u32 {
         4096
+    }
+
+    /// The file that it is, if it is one.
+    fn file(&self) -> Option<DiskFile<'_>> {
+        None
     }
 
     /// Fills `to` from `offset`.

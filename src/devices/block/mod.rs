@@ -1,10 +1,12 @@
 //! The block device (virtio v1.3, 5.2): a disk of 512-byte sectors.
 //!
-//! [`request`]: what a driver asks for, and whether it may; [`disk`]: where the bytes are; [`format`]: which
-//! of these a file has; [`raw`]: a file that is the disk, byte for byte; [`qcow2`]: one that grows with it; [`pool`]: threads that wait for the file so that several
-//! requests are under way. What became of a request is one byte at its end; only one that has no
-//! room for that byte ends the device.
+//! [`request`]: what a driver asks for, and whether it may; [`disk`]: where the bytes are;
+//! [`format`]: which of these a file has; [`raw`]: a file that is the disk, byte for byte;
+//! [`qcow2`]: one that grows with it; [`buffer`]: what lies between where that has to be. Several requests are under way: by io_uring ([`ring`]) for a
+//! raw disk where the kernel has it, else by threads that wait for the file ([`pool`]). What became
+//! of a request is one byte at its end; only one that has no room for that byte ends the device.
 
+mod buffer;
 pub mod copy;
 pub mod disk;
 pub mod format;
@@ -12,6 +14,7 @@ mod pool;
 pub mod qcow2;
 pub mod raw;
 mod request;
+mod ring;
 #[cfg(test)]
 mod tests;
 
@@ -26,6 +29,7 @@ use virtio_bindings::bindings::virtio_blk::{
 use self::disk::Disk;
 use self::pool::Pool;
 use self::request::{MAX_RANGES, SECTOR, Server};
+use self::ring::Ring;
 use crate::virtio::queue::Queue;
 use crate::virtio::worker::Work;
 use crate::virtio::{ConfigChange, VirtioDevice, read_from};
@@ -46,9 +50,27 @@ const MAX_QUEUES: usize = 4;
 /// Bytes of the configuration space (5.2.4), up to `write_zeroes_may_unmap` and its padding.
 const CONFIG_LEN: usize = 60;
 
+/// How several requests are under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// io_uring for a disk that is a file, where the kernel has it.
+    Best,
+    /// Threads.
+    Threads,
+}
+
+/// What [`Engine::Best`] is here, for people.
+pub fn best_engine() -> String {
+    match ring::open() {
+        Ok(_) => "io_uring".into(),
+        Err(error) => format!("threads (io_uring: {error})"),
+    }
+}
+
 /// The device.
 pub struct Block {
     disk: Arc<dyn Disk>,
+    engine: Engine,
     serial: [u8; request::SERIAL_LEN],
     config: [u8; CONFIG_LEN],
     queues: usize,
@@ -57,7 +79,7 @@ pub struct Block {
 impl Block {
     /// A block device for `disk`, with a queue for each of `cpus`, but not too many. Of `serial`
     /// the first 20 bytes are told.
-    pub fn new(disk: Arc<dyn Disk>, serial: &str, cpus: usize) -> Self {
+    pub fn new(disk: Arc<dyn Disk>, serial: &str, cpus: usize, engine: Engine) -> Self {
         let queues = cpus.clamp(1, MAX_QUEUES);
         let mut told = [0; request::SERIAL_LEN];
         for (to, from) in told.iter_mut().zip(serial.bytes()) {
@@ -76,7 +98,7 @@ impl Block {
         put(48, &request::MAX_SECTORS.to_le_bytes());
         put(52, &(MAX_RANGES as u32).to_le_bytes());
         put(56, &[1]);
-        Self { disk, serial: told, config, queues }
+        Self { disk, engine, serial: told, config, queues }
     }
 }
 
@@ -121,7 +143,13 @@ impl VirtioDevice for Block {
             // 5.2.6.2: without the feature there is no flush, so each write must last.
             write_through: features & 1 << VIRTIO_BLK_F_FLUSH == 0,
         });
-        let start = |queue| Ok(Box::new(Pool::new(queue, server.clone())?) as Box<dyn Work>);
+        let rings = self.engine == Engine::Best && self.disk.file().is_some();
+        let start = |queue| -> Result<Box<dyn Work>> {
+            Ok(match rings.then(ring::open) {
+                Some(Ok(ring)) => Box::new(Ring::new(queue, server.clone(), ring)),
+                _ => Box::new(Pool::new(queue, server.clone())?),
+            })
+        };
         queues.into_iter().map(start).collect()
     }
 }

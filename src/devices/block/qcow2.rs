@@ -5,7 +5,6 @@
 //! guest can write what it likes into an image that is taken for qcow2: then any file of the host
 //! could be one.
 
-use std::cell::RefCell;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -18,13 +17,11 @@ use imago::{
     DenyImplicitOpenGate, FormatAccess, FormatCreateBuilder, FormatDriverBuilder, qcow2, raw,
 };
 
+use super::buffer::buffered;
 use super::disk::Disk;
 use super::raw::{Access, open};
 use super::request::SECTOR;
 use crate::pieces::Pieces;
-
-/// Bytes that pass at once. Our choice: few requests are larger, and they are cut.
-const BUFFER_LEN: usize = 1 << 20;
 
 /// Images behind each other. Our choice: more are slow, and a chain may have no end.
 const MAX_DEPTH: usize = 16;
@@ -32,10 +29,6 @@ const MAX_DEPTH: usize = 16;
 /// The magic and the version are the header's first bytes, big-endian (QEMU docs/interop/qcow2.txt,
 /// "Header").
 const MAGIC: [u8; 4] = *b"QFI\xfb";
-
-thread_local! {
-    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
 
 type Image = qcow2::Qcow2<Storage>;
 
@@ -158,26 +151,6 @@ impl Qcow2 {
     fn image(&self) -> RwLockReadGuard<'_, FormatAccess<Storage>> {
         self.image.read().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Cuts `pieces` into parts that fit this thread's buffer, and calls `each` with the buffer's part
-/// and how far it is.
-fn buffered(
-    pieces: &mut Pieces,
-    mut each: impl FnMut(&mut [u8], u64, &mut Pieces) -> io::Result<()>,
-) -> io::Result<()> {
-    BUFFER.with_borrow_mut(|buffer| {
-        let mut done = 0;
-        while !pieces.is_empty() {
-            let len = pieces.len().min(BUFFER_LEN);
-            if buffer.len() < len {
-                buffer.resize(len, 0);
-            }
-            each(&mut buffer[..len], done, pieces)?;
-            done += len as u64;
-        }
-        Ok(())
-    })
 }
 
 impl Disk for Qcow2 {

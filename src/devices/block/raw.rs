@@ -9,9 +9,10 @@ use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, OFlags, fallocate, fcntl_getfl, fcntl_setfl};
 
-use super::disk::Disk;
+use super::buffer::buffered;
+use super::disk::{Disk, DiskFile};
 use super::request::SECTOR;
 use crate::pieces::Pieces;
 
@@ -48,6 +49,9 @@ pub fn open(path: &Path, access: Access) -> Result<File> {
     })?;
     let kind = file.metadata().context("look at it")?.file_type();
     ensure!(kind.is_file() || kind.is_block_device(), "neither a file nor a block device");
+    // Whoever reads it by io_uring is to wait for it.
+    let flags = fcntl_getfl(&file).context("ask for its flags")?;
+    fcntl_setfl(&file, flags - OFlags::NONBLOCK).context("change its flags")?;
     let locked = if access.read_only { file.try_lock_shared() } else { file.try_lock() };
     match locked {
         Ok(()) => Ok(file),
@@ -136,28 +140,9 @@ fn wholly(
 }
 
 /// Past the cache, memory has to be aligned like sectors (open(2), O_DIRECT).
-fn is_aligned(pieces: &Pieces) -> bool {
+pub fn is_aligned(pieces: &Pieces) -> bool {
     let whole = |bytes: usize| bytes.is_multiple_of(SECTOR as usize);
     pieces.as_iovecs().iter().all(|piece| whole(piece.iov_base.addr()) && whole(piece.iov_len))
-}
-
-/// Calls `each` with parts of an aligned buffer, how far they are, and the pieces that they are for.
-fn aligned(
-    pieces: &mut Pieces,
-    mut each: impl FnMut(&mut [u8], u64, &mut Pieces) -> io::Result<()>,
-) -> io::Result<()> {
-    /// Our choice: what a driver does not align is small.
-    const LEN: usize = 1 << 16;
-    let mut memory = vec![0u8; LEN + SECTOR as usize];
-    let start = memory.as_ptr().align_offset(SECTOR as usize);
-    let buffer = &mut memory[start..start + LEN];
-    let mut done = 0;
-    while !pieces.is_empty() {
-        let len = pieces.len().min(LEN);
-        each(&mut buffer[..len], done, pieces)?;
-        done += len as u64;
-    }
-    Ok(())
 }
 
 impl Disk for Raw {
@@ -169,9 +154,13 @@ impl Disk for Raw {
         self.access.read_only
     }
 
+    fn file(&self) -> Option<DiskFile<'_>> {
+        Some(DiskFile { file: self.file.as_fd(), direct: self.access.direct })
+    }
+
     fn read(&self, to: &mut Pieces, offset: u64) -> io::Result<()> {
         if self.access.direct && !is_aligned(to) {
-            return aligned(to, |buffer, done, to| {
+            return buffered(to, |buffer, done, to| {
                 self.file.read_exact_at(buffer, offset + done)?;
                 to.write(buffer);
                 Ok(())
@@ -182,7 +171,7 @@ impl Disk for Raw {
 
     fn write(&self, from: &mut Pieces, offset: u64) -> io::Result<()> {
         if self.access.direct && !is_aligned(from) {
-            return aligned(from, |buffer, done, from| {
+            return buffered(from, |buffer, done, from| {
                 from.read(buffer);
                 self.file.write_all_at(buffer, offset + done)
             });
@@ -233,5 +222,39 @@ impl Raw {
             done += count;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::{GuestRam, RamRange};
+
+    // HOSTILE 32: what the kernel may answer.
+    #[test]
+    fn hostile_32_a_call_goes_on_until_it_is_whole_or_fails() {
+        let ram = GuestRam::new(vec![RamRange { start: 0, len: 1 << 20 }]).unwrap();
+        let ram = std::sync::Arc::new(ram);
+        let of = |kind: io::ErrorKind| io::Error::from(kind);
+        type Answers<'a> = &'a [Result<usize, io::ErrorKind>];
+        let play = |answers: Answers| {
+            let mut pieces = Pieces::new(ram.clone());
+            pieces.push(0, 1024).unwrap();
+            let mut left = answers.iter();
+            let left = std::cell::RefCell::new(&mut left);
+            wholly(&mut pieces, 4096, |pieces, offset| {
+                assert_eq!(offset, 4096 + 1024 - pieces.len() as u64);
+                let count = left.borrow_mut().next().expect("no more calls").map_err(of)?;
+                pieces.skip(count);
+                Ok(count)
+            })
+            .map_err(|error| error.kind())
+        };
+        use io::ErrorKind::{Interrupted, Other, StorageFull, UnexpectedEof};
+        assert_eq!(play(&[Ok(1024)]), Ok(()));
+        assert_eq!(play(&[Err(Interrupted), Ok(1), Err(Interrupted), Ok(1023)]), Ok(()));
+        assert_eq!(play(&[Ok(1000), Ok(0)]), Err(UnexpectedEof));
+        assert_eq!(play(&[Ok(512), Err(StorageFull)]), Err(StorageFull));
+        assert_eq!(play(&[Err(Other)]), Err(Other));
     }
 }

@@ -43,20 +43,29 @@ pub struct Request {
     pub chain: Chain,
     /// Where the outcome goes.
     status: Pieces,
+    /// Bytes that there were for data.
+    room: usize,
 }
 
-/// What a request asks for, as far as that is possible.
-enum Asked {
+/// What a request asks for, as far as that is possible. Offsets are in bytes, and what is read or
+/// written there is on the disk.
+pub enum Asked {
+    /// Fill what is writable from this offset.
     Read(u64),
+    /// Write what is readable to this offset.
     Write(u64),
+    /// What was written is to last.
     Flush,
+    /// The serial number.
     Serial,
+    /// Ranges that nobody needs.
     Discard,
+    /// Ranges that are to be zeros.
     WriteZeroes,
 }
 
 /// Why a request is not carried out.
-enum Refused {
+pub enum Refused {
     /// It is not known or not offered.
     Unsupported,
     /// It is wrong, or failed.
@@ -72,15 +81,28 @@ impl From<io::Error> for Refused {
 impl Request {
     /// An empty one.
     pub fn new(ram: &Arc<GuestRam>) -> Self {
-        Self { chain: Chain::new(ram), status: Pieces::new(ram.clone()) }
+        Self { chain: Chain::new(ram), status: Pieces::new(ram.clone()), room: 0 }
     }
 
-    /// Takes the status byte, the last that the device may write, out of the buffers.
-    fn prepare(&mut self) -> Result<(), Malformed> {
+    /// Takes the status byte, the last that the device may write, out of the buffers. An error is one
+    /// that the driver can't be told.
+    pub fn prepare(&mut self) -> Result<(), Malformed> {
         let room = self.chain.writable.len();
-        let data = room.checked_sub(1).ok_or(Malformed::Request("a request has no status byte"))?;
-        self.chain.writable.split_off(data, &mut self.status);
+        self.room =
+            room.checked_sub(1).ok_or(Malformed::Request("a request has no status byte"))?;
+        self.chain.writable.split_off(self.room, &mut self.status);
         Ok(())
+    }
+
+    /// Writes the outcome, and gives the bytes written to its buffers.
+    pub fn conclude(&mut self, outcome: Result<(), Refused>) -> u32 {
+        let status = match outcome {
+            Ok(()) => VIRTIO_BLK_S_OK,
+            Err(Refused::Unsupported) => VIRTIO_BLK_S_UNSUPP,
+            Err(Refused::Failed) => VIRTIO_BLK_S_IOERR,
+        };
+        self.status.write(&[status as u8]);
+        (self.room - self.chain.writable.len()) as u32 + 1
     }
 }
 
@@ -95,22 +117,17 @@ pub struct Server {
 }
 
 impl Server {
-    /// Carries `request` out, and gives the bytes written to its buffers. An error is one that the
-    /// driver can't be told.
+    /// Carries `request` out, and gives the bytes written to its buffers.
     pub fn serve(&self, request: &mut Request) -> Result<u32, Malformed> {
         request.prepare()?;
-        let room = request.chain.writable.len();
-        let status = match self.carry_out(&mut request.chain) {
-            Ok(()) => VIRTIO_BLK_S_OK,
-            Err(Refused::Unsupported) => VIRTIO_BLK_S_UNSUPP,
-            Err(Refused::Failed) => VIRTIO_BLK_S_IOERR,
-        };
-        request.status.write(&[status as u8]);
-        Ok((room - request.chain.writable.len()) as u32 + 1)
+        let asked = self.asked(&mut request.chain);
+        let outcome = asked.and_then(|asked| self.carry_out(asked, &mut request.chain));
+        Ok(request.conclude(outcome))
     }
 
-    fn carry_out(&self, chain: &mut Chain) -> Result<(), Refused> {
-        match self.asked(chain)? {
+    /// Does what was asked for.
+    pub fn carry_out(&self, asked: Asked, chain: &mut Chain) -> Result<(), Refused> {
+        match asked {
             Asked::Read(offset) => self.disk.read(&mut chain.writable, offset)?,
             Asked::Write(offset) => {
                 self.disk.write(&mut chain.readable, offset)?;
@@ -144,7 +161,8 @@ impl Server {
         if self.write_through { self.disk.flush() } else { Ok(()) }
     }
 
-    fn asked(&self, chain: &mut Chain) -> Result<Asked, Refused> {
+    /// Takes the header out of the buffers, and checks what it asks for.
+    pub fn asked(&self, chain: &mut Chain) -> Result<Asked, Refused> {
         let mut header = [0; HEADER_LEN];
         if chain.readable.read(&mut header) < HEADER_LEN {
             return Err(Refused::Failed);

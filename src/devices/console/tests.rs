@@ -7,6 +7,10 @@ use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::Duration;
 
+use virtio_bindings::virtio_mmio::{
+    VIRTIO_MMIO_CONFIG_GENERATION, VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INTERRUPT_STATUS,
+};
+
 use super::*;
 use crate::console::EOT;
 use crate::console::watch::{Wanted, Watch as TextWatch};
@@ -147,14 +151,15 @@ fn the_size_of_a_terminal_is_told_and_told_again() {
     let mut driver = Driver::new(Box::new(device.unwrap()));
     driver.start(F_SIZE);
     assert_eq!(driver.config(0, 12), [80, 0, 25, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
-    let generation = |driver: &mut Driver| {
-        driver.get(virtio_bindings::virtio_mmio::VIRTIO_MMIO_CONFIG_GENERATION)
-    };
+    let generation = |driver: &mut Driver| driver.get(VIRTIO_MMIO_CONFIG_GENERATION);
     let before = generation(&mut driver);
     screen.look();
     terminal::resize(upper.as_fd(), (132, 43)).unwrap();
     screen.look();
-    driver.wait("change", |driver| generation(driver) != before);
+    driver.wait("change", |driver| {
+        driver.get(VIRTIO_MMIO_INTERRUPT_STATUS) == VIRTIO_MMIO_INT_CONFIG
+    });
+    assert_ne!(generation(&mut driver), before);
     assert_eq!(driver.config(0, 4), [132, 0, 43, 0]);
 
     // With control queues by a message, once the driver knows the port.

@@ -130,7 +130,7 @@ fn start_qemu(host: &Host, stream: OwnedFd) -> Result<Child, String> {
     };
     command
         .args(["-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none"])
-        .args(["-no-reboot", "-m", "6144", "-smp", &cpus.to_string()])
+        .args(["-no-reboot", "-m", "9216", "-smp", &cpus.to_string()])
         .args(["-accel", "tcg,thread=multi,tb-size=512"])
         .arg("-serial")
         .arg(option("file:", &console))

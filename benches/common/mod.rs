@@ -1,0 +1,73 @@
+//! What benchmarks of guests share: where things lie, QEMU as a peer, and medians.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const MACHINE_MEMORY: &str = "256M";
+
+/// The folder of what cross/guests.sh has fetched for this architecture.
+pub fn guests() -> PathBuf {
+    cache().join(format!("guests-{}", std::env::consts::ARCH))
+}
+
+fn cache() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("cross/.cache")
+}
+
+/// How many rounds: `default`, or `BIVISOR_ROUNDS`.
+pub fn rounds(default: usize) -> usize {
+    std::env::var("BIVISOR_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(default)
+}
+
+/// An initial RAM disk in `folder`, with busybox, what `fill` puts into its root, and `init`.
+pub fn initrd(folder: &Path, init: &str, fill: impl Fn(&Path)) -> PathBuf {
+    let root = folder.join("root");
+    fs::create_dir_all(root.join("bin")).expect("make the guest's folders");
+    fs::copy(guests().join("busybox"), root.join("bin/busybox")).expect("cross/bench fetches it");
+    fill(&root);
+    fs::write(root.join("init"), init).expect("write the init");
+    fs::set_permissions(root.join("init"), PermissionsExt::from_mode(0o755)).expect("chmod");
+    let initrd = folder.join("initrd");
+    let archive = bivisor::archive::pack(&root, 1 << 30).expect("pack an archive");
+    fs::write(&initrd, archive).expect("write the archive");
+    initrd
+}
+
+/// bivisor with the kernel, and the options in `words`.
+pub fn bivisor(initrd: &Path, words: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bivisor"));
+    command.arg("run").arg(guests().join("cloud")).arg("--initrd").arg(initrd);
+    command.args(["--memory", MACHINE_MEMORY, "--cmdline", "quiet"]);
+    command.args(words.split_whitespace());
+    command
+}
+
+/// QEMU of Debian's packages, by its own loader, with the same; none if cross/bench did not fetch it.
+pub fn qemu(initrd: &Path, words: &str) -> Option<Command> {
+    let arch = std::env::consts::ARCH;
+    let folder = cache().join(format!("qemu-{arch}"));
+    if !folder.is_dir() {
+        return None;
+    }
+    let (machine, console) = match arch {
+        "x86_64" => ("microvm,rtc=on", "ttyS0"),
+        _ => ("virt,gic-version=host", "ttyAMA0"),
+    };
+    let mut command = Command::new(folder.join("loader"));
+    command.arg("--library-path").arg(&folder).arg(folder.join(format!("qemu-system-{arch}")));
+    command.arg("-L").arg(folder.join("qemu"));
+    command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+    command.args(["-M", machine, "-accel", "kvm", "-cpu", "host", "-m", MACHINE_MEMORY]);
+    command.args(["-serial", "stdio", "-append", &format!("console={console} panic=-1 quiet")]);
+    command.arg("-kernel").arg(guests().join("cloud")).arg("-initrd").arg(initrd);
+    command.args(words.split_whitespace());
+    Some(command)
+}
+
+/// The middle one.
+pub fn median<T: PartialOrd + Copy>(mut values: Vec<T>) -> T {
+    values.sort_by(|a, b| a.partial_cmp(b).expect("no measure is NaN"));
+    values[values.len() / 2]
+}
