@@ -13,6 +13,7 @@ guests() {
   part "$1" disk-tools disk_tools
   part "$1" passt passt_tree
   part "$1" load-tools load_tools
+  part "$1" back-ends back_ends
 }
 
 # part ARCH NAME FUNCTION: what is in the folder NAME of the guests is made by FUNCTION, which is
@@ -53,6 +54,12 @@ disk_tools() {
 # passt_tree FOLDER ARCH: passt, and what it needs to run anywhere.
 passt_tree() {
   program_tree "$1" "$2" usr/bin/passt passt
+}
+
+# back_ends FOLDER ARCH: programs that serve devices by vhost-user.
+back_ends() {
+  program_tree "$1/virtiofsd" "$2" usr/lib/qemu/virtiofsd qemu-system-common
+  program_tree "$1/qemu-storage-daemon" "$2" usr/bin/qemu-storage-daemon qemu-system-common
 }
 
 # load_tools FOLDER ARCH: what puts load on disks and networks, and measures it.

@@ -27,7 +27,8 @@
 //! - [`notice`]: lines for the user while a guest runs
 //! - [`host`]: what this host can do
 //! - [`guests`]: the embedded guests
-//! - [`bound_socket`]: a socket that listens at a path; [`sys`]: system calls that nobody wraps
+//! - [`bound_socket`]: a socket that listens at a path; [`child`]: a program that serves a guest;
+//!   [`sys`]: system calls that nobody wraps
 //!
 //! ```no_run
 //! # fn main() -> anyhow::Result<()> {
@@ -45,6 +46,7 @@ pub mod archive;
 pub mod board;
 pub mod bound_socket;
 pub mod bus;
+pub mod child;
 pub mod config;
 pub mod console;
 pub mod debug;

@@ -110,7 +110,9 @@ impl Machine {
         let way = load::choose(&image, ram_start, protocol, mode, &arch::RULES)?;
         let machine = machine.unwrap_or(way.mode.machine(way.takes));
         let vm = Arc::new(arch::create_vm(&kvm, ranges.last().map_or(0, |range| range.end()))?);
-        let ram = Arc::new(GuestRam::new(ranges)?.with_images(config.image_memory));
+        let shared = config.devices.iter().any(|device| device.shares_ram());
+        let ram = if shared { GuestRam::shared(ranges)? } else { GuestRam::new(ranges)? };
+        let ram = Arc::new(ram.with_images(config.image_memory));
         ram.add_slots(&vm)?;
         timeline.reached("VM and RAM");
         let chips = arch::before_vcpus(&kvm, &vm, config.cpus, machine)?;

@@ -1,10 +1,12 @@
 //! Guest RAM: its ranges, the host memory behind them, and KVM's slots.
 //!
-//! RAM is mapped but never touched here, so a guest costs the host only what it uses. What lies
-//! where inside RAM is [`crate::places`]' to say.
+//! RAM is mapped but never touched here, so a guest costs the host only what it uses. It is private,
+//! or shared where another program serves a device. What lies where inside RAM is
+//! [`crate::places`]' to say.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
+use std::os::fd::BorrowedFd;
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -39,6 +41,9 @@ impl RamRange {
 /// Ranges that a machine can have. Our choice: more than any board, and few enough that every host
 /// has slots left for what an architecture adds.
 pub const MAX_RANGES: usize = 256;
+
+/// Ranges that another program takes (vhost-user protocol, "Memory regions description").
+pub const MAX_SHARED_RANGES: usize = 8;
 
 /// Sorts `ranges` and refuses what can't be guest RAM: empty, unaligned to `page` bytes, past
 /// `limit` (exclusive), overlapping each other or one of the machine's own windows.
@@ -86,8 +91,20 @@ pub enum ImageMemory {
     /// They are read into RAM, which has huge pages.
     #[default]
     Copy,
-    /// Whole pages are mapped, so that guests with the same files share them.
+    /// Whole pages are mapped, so that guests with the same files share them. Those of RAM that is
+    /// shared with another program are copied all the same: it would not see what is mapped over it.
     Map,
+}
+
+/// A range of RAM as another program can have it.
+#[derive(Clone, Copy, Debug)]
+pub struct SharedRange<'a> {
+    /// Where the guest has it.
+    pub range: RamRange,
+    /// Where this process has it.
+    pub host_addr: u64,
+    /// What to map, from its first byte.
+    pub file: BorrowedFd<'a>,
 }
 
 /// All RAM of one guest.
@@ -95,7 +112,7 @@ pub struct GuestRam {
     // Dropped before what it points to.
     memory: GuestMemoryMmap,
     mapped: Mutex<Vec<Mapped>>,
-    _host: Vec<HostMemory>,
+    host: Vec<HostMemory>,
     ranges: Vec<RamRange>,
     images: ImageMemory,
 }
@@ -103,18 +120,33 @@ pub struct GuestRam {
 impl GuestRam {
     /// Maps host memory for `ranges`, which [`check_ranges`] has passed.
     pub fn new(ranges: Vec<RamRange>) -> Result<Self> {
+        Self::of(ranges, HostMemory::new)
+    }
+
+    /// Maps memory that other programs can have too, as [`Self::shared_ranges`] says; of at most
+    /// [`MAX_SHARED_RANGES`].
+    pub fn shared(ranges: Vec<RamRange>) -> Result<Self> {
+        ensure!(
+            ranges.len() <= MAX_SHARED_RANGES,
+            "{} ranges of RAM, but vhost-user back ends take {MAX_SHARED_RANGES}: use fewer (--ram)",
+            ranges.len()
+        );
+        Self::of(ranges, HostMemory::shared)
+    }
+
+    fn of(ranges: Vec<RamRange>, make: fn(usize) -> io::Result<HostMemory>) -> Result<Self> {
         let mut host = Vec::with_capacity(ranges.len());
         let mut regions = Vec::with_capacity(ranges.len());
         for range in &ranges {
             let what = || format!("reserve {} MiB for the guest's RAM", range.len >> 20);
-            let memory = HostMemory::new(range.len as usize).with_context(what)?;
+            let memory = make(range.len as usize).with_context(what)?;
             let region = GuestRegionMmap::new(memory.region()?, GuestAddress(range.start));
             regions.push(region.context("RAM ends past the address space")?);
             host.push(memory);
         }
         let memory = GuestMemoryMmap::from_regions(regions).context("collect the guest's RAM")?;
         let images = ImageMemory::default();
-        Ok(Self { memory, mapped: Mutex::default(), _host: host, ranges, images })
+        Ok(Self { memory, mapped: Mutex::default(), host, ranges, images })
     }
 
     /// The same RAM, into which files come as `images` says.
@@ -150,6 +182,33 @@ impl GuestRam {
         &self.ranges
     }
 
+    /// The ranges as another program can have them, lowest first; none if RAM is private.
+    pub fn shared_ranges(&self) -> Vec<SharedRange<'_>> {
+        let ranges = self.ranges.iter().zip(&self.host);
+        let shared = ranges.filter_map(|(range, host)| {
+            let host_addr = self.host_addr(range.start, range.len as usize)?;
+            Some(SharedRange { range: *range, host_addr, file: host.file()? })
+        });
+        shared.collect()
+    }
+
+    fn is_shared(&self) -> bool {
+        self.host.iter().any(|host| host.file().is_some())
+    }
+
+    /// Where this process has `len` bytes that the guest has at `guest_addr`, if all are in one range
+    /// of RAM.
+    pub fn host_addr(&self, guest_addr: u64, len: usize) -> Option<u64> {
+        let slice = self.memory.get_slice(GuestAddress(guest_addr), len).ok()?;
+        Some(slice.ptr_guard().as_ptr().addr() as u64)
+    }
+
+    /// What has the host take pages of RAM back (madvise(2)): those of a file stay until they are
+    /// cut out of it.
+    pub fn give_back_advice(&self) -> libc::c_int {
+        if self.is_shared() { libc::MADV_REMOVE } else { libc::MADV_DONTNEED }
+    }
+
     /// Writes `bytes` at `guest_addr`.
     pub fn write(&self, bytes: &[u8], guest_addr: u64) -> Result<()> {
         self.memory
@@ -160,8 +219,10 @@ impl GuestRam {
     /// Puts `len` bytes of `file` at `offset` into RAM at `guest_addr`, without a buffer in between.
     pub fn load(&self, file: &File, offset: u64, len: u64, guest_addr: u64) -> Result<()> {
         let mapped = match self.images {
-            ImageMemory::Copy => 0,
-            ImageMemory::Map => self.map(file, offset, len, guest_addr).context("map it")?,
+            ImageMemory::Map if !self.is_shared() => {
+                self.map(file, offset, len, guest_addr).context("map it")?
+            }
+            _ => 0,
         };
         let mut rest = file;
         rest.seek(SeekFrom::Start(offset + mapped))?;
@@ -223,12 +284,38 @@ impl GuestRam {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+    use std::os::unix::fs::FileExt;
+
     use super::*;
 
     fn check(ranges: &[(u64, u64)]) -> Result<Vec<RamRange>> {
         let ranges = ranges.iter().map(|&(start, len)| RamRange { start, len }).collect();
         let window = Region { name: "window", start: 0x8000, len: 0x1000 };
         check_ranges(ranges, 0x1000, 1 << 40, &[window])
+    }
+
+    #[test]
+    fn files_that_come_into_shared_ram_are_seen_by_who_shares_it() {
+        let page = sys::page_size();
+        let ranges = vec![RamRange { start: page, len: 4 * page }];
+        assert!(GuestRam::new(ranges.clone()).unwrap().shared_ranges().is_empty());
+        let ram = GuestRam::shared(ranges.clone()).unwrap().with_images(ImageMemory::Map);
+        let mut image = tempfile::tempfile().unwrap();
+        image.write_all(&vec![7; 2 * page as usize]).unwrap();
+        ram.load(&image, 0, 2 * page, 2 * page).unwrap();
+        let shared = ram.shared_ranges();
+        assert_eq!(shared.iter().map(|shared| shared.range).collect::<Vec<_>>(), ranges);
+        let host_addr = |guest_addr, len| ram.host_addr(guest_addr, len);
+        assert_eq!(host_addr(2 * page, 9), Some(shared[0].host_addr + page));
+        assert_eq!([host_addr(0, 1), host_addr(5 * page - 1, 2)], [None; 2]);
+        let file = File::from(shared[0].file.try_clone_to_owned().unwrap());
+        let mut bytes = [9; 2];
+        file.read_exact_at(&mut bytes, page - 1).unwrap();
+        assert_eq!(bytes, [0, 7]);
+        let many = (0..9).map(|index| RamRange { start: 2 * index * page, len: page });
+        let error = GuestRam::shared(many.collect()).err().unwrap().to_string();
+        assert!(error.starts_with("9 ranges of RAM"), "{error}");
     }
 
     #[test]

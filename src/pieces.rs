@@ -202,7 +202,7 @@ impl Pieces {
     /// Gives what is left back to the host, as far as it is whole pages of the host, and gives their
     /// bytes. Then these have no memory, and what they hold is lost.
     pub fn give_back(&mut self) -> u64 {
-        let page = sys::page_size() as usize;
+        let (page, advice) = (sys::page_size() as usize, self.ram.give_back_advice());
         let mut bytes = 0;
         for piece in &self.list[self.first..] {
             let start = piece.iov_base.addr().next_multiple_of(page);
@@ -211,7 +211,7 @@ impl Pieces {
                 let start = piece.iov_base.with_addr(start);
                 // SAFETY: these pages are guest RAM, which is mapped for as long as `self` is there,
                 // and whose content is the guest's to lose.
-                let result = unsafe { libc::madvise(start, len, libc::MADV_DONTNEED) };
+                let result = unsafe { libc::madvise(start, len, advice) };
                 bytes += if result == 0 { len as u64 } else { 0 };
             }
         }

@@ -9,23 +9,25 @@ use bivisor::devices::block::format::Format;
 use bivisor::devices::block::raw::{Access, Raw};
 use bivisor::devices::block::{Block, Engine};
 use bivisor::devices::entropy::Entropy;
+use bivisor::devices::vhost_user;
 use bivisor::virtio::{Carrier, VirtioDevice};
 
 use super::net::{self, NetOptions};
 use super::parse;
+use super::share::{self, ShareOptions};
 use super::vsock::{VsockOptions, vsock};
 
 /// The devices of a guest. It finds them in this order: those of one option in the order given.
 #[derive(clap::Args)]
 pub struct DeviceOptions {
     /// Give the guest this disk (repeatable). The format is what the file's suffix says, or raw; a comma in PATH is doubled
-    #[arg(long, value_name = "PATH[,format=raw|qcow2][,readonly][,serial=TEXT][,direct][,backing]", value_parser = disk)]
-    disk: Vec<DiskOptions>,
+    #[arg(long, value_name = "PATH[,format=raw|qcow2][,readonly][,serial=TEXT][,direct][,backing]|vhost-user=PATH", value_parser = disk)]
+    disk: Vec<DiskSource>,
     /// Give the guest an empty disk that is gone afterwards (repeatable; behind those of --disk)
     #[arg(long, value_name = "SIZE", value_parser = parse::size, allow_hyphen_values = true)]
     scratch: Vec<u64>,
-    /// Give the guest a network: through passt, a tap device, an inherited descriptor or a Unix socket
-    /// (repeatable; also mac=ADDRESS and mtu=BYTES)
+    /// Give the guest a network: through passt, a tap device, an inherited descriptor, a Unix socket or
+    /// a vhost-user back end (repeatable; also mac=ADDRESS and mtu=BYTES)
     #[arg(long, value_name = net::FORMS, value_parser = net::net)]
     net: Vec<NetOptions>,
     /// Give the guest the host's random bytes
@@ -34,6 +36,9 @@ pub struct DeviceOptions {
     /// Let programs of guest and host talk by sockets: those of the host through the socket PATH
     #[arg(long, value_name = "CID,unix=PATH", value_parser = vsock, allow_hyphen_values = true)]
     vsock: Option<VsockOptions>,
+    /// Share this folder with the guest by virtiofsd (repeatable; in it: mount -t virtiofs TAG /mnt). A comma in DIR is doubled
+    #[arg(long, value_name = "TAG=DIR[,readonly]", value_parser = share::share)]
+    share: Vec<ShareOptions>,
     /// Have memory that the guest does not use given back, and SIZE taken from it; SIGUSR1 shows figures
     #[arg(long, value_name = "SIZE", num_args = 0..=1, require_equals = true, default_missing_value = "0", value_parser = parse::size)]
     pub balloon: Option<u64>,
@@ -44,6 +49,14 @@ pub struct DeviceOptions {
 }
 
 /// A disk as an option says it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum DiskSource {
+    File(DiskOptions),
+    /// The socket of a back end.
+    VhostUser(PathBuf),
+}
+
+/// A disk in a file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct DiskOptions {
     path: PathBuf,
@@ -58,17 +71,14 @@ impl DeviceOptions {
     pub fn open(&self, cpus: usize) -> Result<Vec<Box<dyn VirtioDevice>>> {
         let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
         for disk in &self.disk {
-            let what = || format!("--disk {}", disk.path.display());
-            let format = disk.format.unwrap_or_else(|| Format::of_name(&disk.path));
-            let opened = format.open(&disk.path, disk.access, disk.backing).with_context(what)?;
-            devices.push(Box::new(Block::new(opened, &disk.serial, cpus, Engine::Best)));
+            devices.push(disk.open(cpus)?);
         }
         for size in &self.scratch {
             let raw = Raw::scratch(*size).with_context(|| format!("--scratch {size}"))?;
             devices.push(Box::new(Block::new(Arc::new(raw), "scratch", cpus, Engine::Best)));
         }
         for (index, net) in self.net.iter().enumerate() {
-            devices.push(Box::new(net.open(index, cpus)?));
+            devices.push(net.open(index, cpus)?);
         }
         if self.rng {
             devices.push(Box::new(Entropy::new().context("--rng")?));
@@ -76,7 +86,31 @@ impl DeviceOptions {
         if let Some(vsock) = &self.vsock {
             devices.push(vsock.open()?);
         }
+        devices.extend(share::open(&self.share)?);
         Ok(devices)
+    }
+}
+
+impl DiskSource {
+    /// Opens the disk, for a guest with `cpus` CPUs.
+    fn open(&self, cpus: usize) -> Result<Box<dyn VirtioDevice>> {
+        match self {
+            Self::File(disk) => {
+                let what = || format!("--disk {}", disk.path.display());
+                let format = disk.format.unwrap_or_else(|| Format::of_name(&disk.path));
+                let opened = format.open(&disk.path, disk.access, disk.backing);
+                Ok(Box::new(Block::new(
+                    opened.with_context(what)?,
+                    &disk.serial,
+                    cpus,
+                    Engine::Best,
+                )))
+            }
+            Self::VhostUser(path) => {
+                let what = || format!("--disk vhost-user={}", path.display());
+                Ok(Box::new(vhost_user::block(path, cpus).with_context(what)?))
+            }
+        }
     }
 }
 
@@ -96,10 +130,17 @@ pub fn parts(text: &str) -> Vec<String> {
     parts
 }
 
-/// `PATH`, then options, each behind a comma.
-fn disk(text: &str) -> Result<DiskOptions, String> {
+/// `PATH`, then options, each behind a comma; or `vhost-user=PATH`.
+fn disk(text: &str) -> Result<DiskSource, String> {
     let mut parts = parts(text).into_iter();
     let path = parts.next().unwrap_or_default();
+    if let Some(socket) = path.strip_prefix("vhost-user=") {
+        return match (socket, parts.next()) {
+            ("", _) => Err("the path of the back end's socket is missing".into()),
+            (_, Some(part)) => Err(format!("'{part}' is the back end's to say: leave it out")),
+            (socket, None) => Ok(DiskSource::VhostUser(socket.into())),
+        };
+    }
     if path.is_empty() {
         return Err("the path is missing".into());
     }
@@ -123,7 +164,7 @@ fn disk(text: &str) -> Result<DiskOptions, String> {
             }
         }
     }
-    Ok(disk)
+    Ok(DiskSource::File(disk))
 }
 
 #[cfg(test)]
@@ -132,22 +173,27 @@ mod tests {
 
     #[test]
     fn disks() {
+        let file = |disk: DiskOptions| Some(DiskSource::File(disk));
         let path = |path: &str| DiskOptions { path: path.into(), ..DiskOptions::default() };
         let read_only = Access { read_only: true, ..Access::default() };
         for (text, expected) in [
-            ("a", Some(path("a"))),
-            ("a,,b", Some(path("a,b"))),
-            ("a,format=qcow2", Some(DiskOptions { format: Some(Format::Qcow2), ..path("a") })),
-            ("a,backing", Some(DiskOptions { backing: true, ..path("a") })),
+            ("a", file(path("a"))),
+            ("a,,b", file(path("a,b"))),
+            ("a,format=qcow2", file(DiskOptions { format: Some(Format::Qcow2), ..path("a") })),
+            ("a,backing", file(DiskOptions { backing: true, ..path("a") })),
             ("a,format=vmdk", None),
-            ("a,readonly", Some(DiskOptions { access: read_only, ..path("a") })),
-            ("a,serial=x=y", Some(DiskOptions { serial: "x=y".into(), ..path("a") })),
+            ("a,readonly", file(DiskOptions { access: read_only, ..path("a") })),
+            ("a,serial=x=y", file(DiskOptions { serial: "x=y".into(), ..path("a") })),
             ("", None),
             (",readonly", None),
             ("a,", None),
             ("a,fast", None),
             ("a,readonly=1", None),
             ("a,serial=123456789012345678901", None),
+            ("vhost-user=/run/b,,d", Some(DiskSource::VhostUser("/run/b,d".into()))),
+            ("vhost-user=", None),
+            ("vhost-user=/run/d,readonly", None),
+            ("./vhost-user=x", file(path("./vhost-user=x"))),
         ] {
             assert_eq!(disk(text).ok(), expected, "{text}");
         }

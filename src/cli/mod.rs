@@ -9,6 +9,7 @@ mod inspect;
 mod net;
 mod parse;
 mod run;
+mod share;
 mod vsock;
 
 use std::ffi::OsString;
@@ -111,6 +112,7 @@ Examples:
   bivisor run vmlinuz --initrd-dir root --cpus 2 --cmdline quiet
   bivisor run vmlinuz --initrd initrd.img --disk root.img --cmdline root=/dev/vda
   bivisor run vmlinuz --initrd initrd.img --disk root.img --net user,hostfwd=tcp:5555:22 --cmdline root=/dev/vda1
+  bivisor run vmlinuz --initrd initrd.img --share src=/home/me/src,readonly   # in the guest: mount -t virtiofs src /mnt
   bivisor run kernel.elf --console pty
   bivisor run kernel.elf --gdb tcp:1234        # then: gdb kernel.elf -ex 'target remote :1234'
 

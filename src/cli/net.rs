@@ -7,11 +7,14 @@ use anyhow::{Context, Result};
 
 use bivisor::devices::net::passt::{self, Forward, Protocol};
 use bivisor::devices::net::{Mac, Net, socket, tap};
+use bivisor::devices::vhost_user;
+use bivisor::virtio::VirtioDevice;
 
 use super::devices::parts;
 
 /// The forms of the option, for its help.
-pub const FORMS: &str = "user[,hostfwd=tcp:HOSTPORT:GUESTPORT]…|tap=NAME|fd=N|unix=PATH";
+pub const FORMS: &str =
+    "user[,hostfwd=tcp:HOSTPORT:GUESTPORT]…|tap=NAME|fd=N|unix=PATH|vhost-user=PATH";
 
 /// The largest packet that passt takes: the largest that TCP over IPv4 makes on Ethernet (passt(1)).
 const USER_MTU: u16 = 65_520;
@@ -26,6 +29,7 @@ enum Way {
     Tap(String),
     Fd(i32),
     Unix(PathBuf),
+    VhostUser(PathBuf),
 }
 
 /// A network as an option says it.
@@ -38,20 +42,27 @@ pub struct NetOptions {
 
 impl NetOptions {
     /// Opens what the guest's network number `index` needs, for a guest with `cpus` CPUs.
-    pub fn open(&self, index: usize, cpus: usize) -> Result<Net> {
+    pub fn open(&self, index: usize, cpus: usize) -> Result<Box<dyn VirtioDevice>> {
+        let mac = self.mac.unwrap_or(Mac::of(index));
+        let what = || match &self.way {
+            Way::User(_) => "--net user".to_owned(),
+            Way::Tap(name) => format!("--net tap={name}"),
+            Way::Fd(fd) => format!("--net fd={fd}"),
+            Way::Unix(path) => format!("--net unix={}", path.display()),
+            Way::VhostUser(path) => format!("--net vhost-user={}", path.display()),
+        };
         let link = match &self.way {
             Way::User(forwards) => passt::start(forwards, self.mtu.unwrap_or(USER_MTU)),
             Way::Tap(name) => tap::open(name, cpus),
             Way::Fd(fd) => socket::inherited(*fd),
             Way::Unix(path) => socket::connect(path),
+            Way::VhostUser(path) => {
+                let device = vhost_user::net(path, mac, self.mtu).with_context(what)?;
+                return Ok(Box::new(device));
+            }
         };
-        let link = link.with_context(|| match &self.way {
-            Way::User(_) => "--net user".to_owned(),
-            Way::Tap(name) => format!("--net tap={name}"),
-            Way::Fd(fd) => format!("--net fd={fd}"),
-            Way::Unix(path) => format!("--net unix={}", path.display()),
-        })?;
-        Ok(Net::new(link, self.mac.unwrap_or(Mac::of(index)), self.mtu))
+        let link = link.with_context(what)?;
+        Ok(Box::new(Net::new(link, mac, self.mtu)))
     }
 }
 
@@ -63,8 +74,13 @@ pub fn net(text: &str) -> Result<NetOptions, String> {
         None if way == "user" => Way::User(Vec::new()),
         Some(("tap", name)) if !name.is_empty() => Way::Tap(name.into()),
         Some(("unix", path)) if !path.is_empty() => Way::Unix(path.into()),
+        Some(("vhost-user", path)) if !path.is_empty() => Way::VhostUser(path.into()),
         Some(("fd", fd)) => Way::Fd(fd.parse().map_err(|_| format!("'{fd}' is not a number"))?),
-        _ => return Err(format!("'{way}' is not user, tap=NAME, fd=N or unix=PATH")),
+        _ => {
+            return Err(format!(
+                "'{way}' is not user, tap=NAME, fd=N, unix=PATH or vhost-user=PATH"
+            ));
+        }
     };
     let mut net = NetOptions { way, mac: None, mtu: None };
     for part in parts {
@@ -160,6 +176,8 @@ mod tests {
             ("tap=tap0", Some(plain(Way::Tap("tap0".into())))),
             ("unix=a,,b", Some(plain(Way::Unix("a,b".into())))),
             ("fd=3", Some(plain(Way::Fd(3)))),
+            ("vhost-user=/run/n", Some(plain(Way::VhostUser("/run/n".into())))),
+            ("vhost-user=", None),
             ("user,hostfwd=tcp:5555:22", forwarded(tcp, here, 5555, 22)),
             ("user,hostfwd=udp:53:5353", forwarded(udp, here, 53, 5353)),
             ("user,hostfwd=tcp::5555:22", forwarded(tcp, [0; 4], 5555, 22)),

@@ -18,6 +18,7 @@ mod rig;
 pub mod rtc;
 pub mod serial;
 pub mod stop_register;
+pub mod vhost_user;
 pub mod vsock;
 
 /// The value of an access of up to eight bytes, little-endian.

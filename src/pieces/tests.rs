@@ -136,3 +136,18 @@ fn what_goes_around_the_pieces_is_read_and_written_with_them() {
     (&reader).read_exact(&mut bytes).unwrap();
     assert_eq!(&bytes, b"12bcd");
 }
+
+#[test]
+fn pages_that_are_given_back_leave_shared_memory_too() {
+    let page = sys::page_size();
+    let ram = Arc::new(GuestRam::shared(vec![RamRange { start: 0, len: 8 * page }]).unwrap());
+    ram.write(&vec![7; 8 * page as usize], 0).unwrap();
+    let blocks = || rustix::fs::fstat(ram.shared_ranges()[0].file).unwrap().st_blocks;
+    let before = blocks();
+    let mut pieces = Pieces::new(ram.clone());
+    pieces.push(page - 1, 4 * page as usize).unwrap();
+    assert_eq!(pieces.give_back(), 3 * page);
+    // Of 512 bytes each (stat(2)).
+    assert_eq!(before - blocks(), 3 * page as i64 / 512);
+    assert_eq!([ram.peek(page - 1, 2), ram.peek(4 * page - 1, 2)], [[7, 0], [0, 7]]);
+}

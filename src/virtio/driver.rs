@@ -69,8 +69,9 @@ impl Driver {
     }
 
     pub fn with(carrier: Carrier, device: Box<dyn VirtioDevice>) -> Self {
-        let ram = GuestRam::new(vec![RamRange { start: 0, len: RAM_LEN }]).unwrap();
-        let ram = Arc::new(ram);
+        let ranges = vec![RamRange { start: 0, len: RAM_LEN }];
+        let make = if device.shares_ram() { GuestRam::shared } else { GuestRam::new };
+        let ram = Arc::new(make(ranges).unwrap());
         let edges = EventFd::new(libc::EFD_NONBLOCK).unwrap();
         let device = Carried::new(carrier, device, ram.clone(), &edges);
         Self { device, ram, edges, queues: Vec::new() }

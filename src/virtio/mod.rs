@@ -25,6 +25,7 @@ pub mod transport;
 pub mod worker;
 
 use anyhow::Result;
+use vmm_sys_util::eventfd::EventFd;
 
 use self::queue::Queue;
 use self::worker::Work;
@@ -52,6 +53,17 @@ pub trait VirtioDevice: Send {
     /// Feature bits of this type. Those of rings and transports are added to them.
     fn features(&self) -> u64 {
         0
+    }
+
+    /// Features of rings that it offers. A device that leaves its rings to another program has those
+    /// that this one knows.
+    fn ring_features(&self) -> u64 {
+        queue::FEATURES
+    }
+
+    /// True if another program serves its queues, and so must have the guest's RAM too.
+    fn shares_ram(&self) -> bool {
+        false
     }
 
     /// Its queues: the largest size of each, a power of two.
@@ -84,6 +96,12 @@ pub trait Interrupt: Send + Sync {
 
     /// The configuration space or the status has changed.
     fn changed(&self);
+
+    /// What does the same as [`Self::used`] when it is written to, where there is nothing else to do:
+    /// another program that serves the queue then interrupts the driver by itself.
+    fn used_event(&self, _queue: usize) -> Option<&EventFd> {
+        None
+    }
 }
 
 /// The way to tell a driver that the configuration space has changed.

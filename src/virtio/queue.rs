@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result};
-use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
+use virtio_bindings::bindings::virtio_ring::{
+    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VRING_AVAIL_F_NO_INTERRUPT,
+};
 use virtio_queue::{QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
@@ -17,6 +19,9 @@ use vmm_sys_util::eventfd::EventFd;
 use super::Interrupt;
 use super::chain::{Chain, Malformed, Table};
 use crate::memory::GuestRam;
+
+/// Features of rings that are served here.
+pub const FEATURES: u64 = 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
 
 /// A queue that its driver has set up.
 pub struct Queue {
@@ -57,6 +62,21 @@ impl Queue {
     /// The RAM that its buffers lie in.
     pub fn ram(&self) -> &Arc<GuestRam> {
         &self.ram
+    }
+
+    /// Where its rings are, for another program that serves them: `virtio-queue`'s view.
+    pub fn rings(&self) -> &virtio_queue::Queue {
+        &self.rings
+    }
+
+    /// What interrupts the driver when it is written to, if the transport has that.
+    pub fn used_event(&self) -> Option<&EventFd> {
+        self.interrupt.used_event(self.index)
+    }
+
+    /// Interrupts the driver: whoever serves the rings found that it wants to be.
+    pub fn interrupt(&self) {
+        self.interrupt.used(self.index);
     }
 
     /// Chains that it can hold.

@@ -14,9 +14,7 @@ use virtio_bindings::bindings::virtio_config::{
     VIRTIO_CONFIG_S_FAILED, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
     VIRTIO_F_VERSION_1,
 };
-use virtio_bindings::bindings::virtio_ring::{
-    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
-};
+use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::QueueT;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -25,10 +23,6 @@ use super::worker::Worker;
 use super::{ConfigChange, Interrupt, VirtioDevice};
 use crate::memory::GuestRam;
 use crate::notice;
-
-/// Features that every device has: those of rings, and of version 1.
-const FEATURES: u64 =
-    1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
 
 const ACKNOWLEDGE: u32 = VIRTIO_CONFIG_S_ACKNOWLEDGE;
 const DRIVER: u32 = VIRTIO_CONFIG_S_DRIVER;
@@ -142,7 +136,7 @@ impl Transport {
     }
 
     fn offered(&self) -> u64 {
-        FEATURES | self.device.features()
+        1 << VIRTIO_F_VERSION_1 | self.device.ring_features() | self.device.features()
     }
 
     /// Chooses which 32 feature bits [`Self::device_features`] gives.
