@@ -4,6 +4,8 @@
 //! memory than it may. The seeds are the samples of the library's own tests and four packed texts.
 
 pub mod image;
+pub mod qcow2;
+pub mod rings;
 pub mod seeds;
 pub mod tables;
 

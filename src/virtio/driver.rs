@@ -1,4 +1,4 @@
-//! For tests: a driver of any device, by either carrier and with rings that it controls, in this
+//! For tests and fuzzing: a driver of any device, by either carrier and with rings that it controls, in this
 //! process.
 
 pub mod carried;

@@ -14,8 +14,9 @@
 pub mod chain;
 #[cfg(test)]
 pub(crate) mod counted;
-#[cfg(test)]
-pub(crate) mod driver;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod driver;
 pub mod mmio;
 pub mod pci;
 pub mod queue;
