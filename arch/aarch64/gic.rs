@@ -6,16 +6,19 @@
 use anyhow::{Context, Result, ensure};
 use kvm_bindings::{
     KVM_DEV_ARM_VGIC_CTRL_INIT, KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_DEV_ARM_VGIC_GRP_CTRL,
-    KVM_DEV_ARM_VGIC_GRP_DIST_REGS, KVM_DEV_ARM_VGIC_GRP_NR_IRQS, KVM_VGIC_ITS_ADDR_TYPE,
-    KVM_VGIC_V2_ADDR_TYPE_CPU, KVM_VGIC_V2_ADDR_TYPE_DIST, KVM_VGIC_V3_ADDR_TYPE_DIST,
-    KVM_VGIC_V3_ADDR_TYPE_REDIST, kvm_create_device, kvm_device_attr,
-    kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_ITS, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V2,
-    kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3,
+    KVM_DEV_ARM_VGIC_GRP_DIST_REGS, KVM_DEV_ARM_VGIC_GRP_NR_IRQS, KVM_IRQ_ROUTING_IRQCHIP,
+    KVM_MSI_VALID_DEVID, KVM_VGIC_ITS_ADDR_TYPE, KVM_VGIC_V2_ADDR_TYPE_CPU,
+    KVM_VGIC_V2_ADDR_TYPE_DIST, KVM_VGIC_V3_ADDR_TYPE_DIST, KVM_VGIC_V3_ADDR_TYPE_REDIST,
+    kvm_create_device, kvm_device_attr, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_ITS,
+    kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V2, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3,
+    kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1, kvm_irq_routing_irqchip,
 };
 use kvm_ioctls::{DeviceFd, VmFd};
 
 use super::fdt::Gic;
 use super::layout;
+use crate::arch::routes::{message_route, set_routes};
+use crate::board::Message;
 
 /// The controller of one machine.
 pub struct Chip {
@@ -100,6 +103,31 @@ impl Chip {
         }
         Ok(())
     }
+}
+
+/// Has interrupt numbers stand for `messages`, and lines for shared interrupts, as KVM begins. A
+/// message to the GICv2m frame is a line of KVM's, which knows no frame; others are for the
+/// interrupt translation service, which asks who sends them.
+pub fn route(vm: &VmFd, messages: &[(u32, Message)]) -> Result<()> {
+    let line = |gsi, pin| kvm_irq_routing_entry {
+        gsi,
+        type_: KVM_IRQ_ROUTING_IRQCHIP,
+        u: kvm_irq_routing_entry__bindgen_ty_1 {
+            irqchip: kvm_irq_routing_irqchip { irqchip: 0, pin },
+        },
+        ..Default::default()
+    };
+    let lines = (0..layout::MESSAGES).map(|spi| line(spi, spi));
+    let messages = messages.iter().map(|(gsi, message)| {
+        if let Some(spi) = layout::frame_spi(message.guest_addr, message.data) {
+            return line(*gsi, spi);
+        }
+        let mut entry = message_route(*gsi, message);
+        entry.flags = KVM_MSI_VALID_DEVID;
+        entry.u.msi.__bindgen_anon_1.devid = message.sender;
+        entry
+    });
+    set_routes(vm, lines.chain(messages).collect())
 }
 
 fn set_address(device: &DeviceFd, part: u32, guest_addr: u64) -> Result<()> {

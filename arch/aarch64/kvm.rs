@@ -7,12 +7,10 @@ use anyhow::{Context, Result};
 use kvm_bindings::{
     KVM_ARM_VCPU_PMU_V3_CTRL, KVM_ARM_VCPU_PMU_V3_INIT, KVM_ARM_VCPU_PMU_V3_IRQ,
     KVM_ARM_VCPU_POWER_OFF, KVM_ARM_VCPU_PSCI_0_2, KVM_ARM_VCPU_SVE, KVM_CAP_ARM_NISV_TO_USER,
-    KVM_EXIT_ARM_NISV, KVM_IRQ_ROUTING_IRQCHIP, KVM_MEM_READONLY, KVM_MP_STATE_STOPPED,
-    KVM_MSI_VALID_DEVID, KVM_VM_TYPE_ARM_IPA_SIZE_MASK, kvm_create_device, kvm_device_attr,
-    kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_ITS, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V2,
-    kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3, kvm_enable_cap, kvm_irq_routing_entry,
-    kvm_irq_routing_entry__bindgen_ty_1, kvm_irq_routing_irqchip, kvm_userspace_memory_region,
-    kvm_vcpu_init,
+    KVM_EXIT_ARM_NISV, KVM_MEM_READONLY, KVM_MP_STATE_STOPPED, KVM_VM_TYPE_ARM_IPA_SIZE_MASK,
+    kvm_create_device, kvm_device_attr, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_ITS,
+    kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V2, kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3,
+    kvm_enable_cap, kvm_userspace_memory_region, kvm_vcpu_init,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
 use linux_loader::configurator::{BootConfigurator, BootParams, fdt::FdtBootConfigurator};
@@ -22,12 +20,12 @@ use vmm_sys_util::eventfd::EventFd;
 use super::fdt::{Gic, device_tree};
 use super::features::Features;
 use super::gic::Chip;
+pub use super::gic::route;
 use super::mode::{Machine, Mode, PSTATE_EL1H, SCTLR_M, mode_name};
 use super::registers::{self, Register, x};
 use super::{debug, layout, vectors};
-use crate::arch::routes::{message_route, set_routes};
 use crate::arch::run_page::RunPage;
-use crate::board::{Board, Extra, Finding, Message, Start};
+use crate::board::{Board, Extra, Finding, Start};
 use crate::exit::{BusAddr, CpuState, Crash, Exit, Stop};
 use crate::kick::Kick;
 use crate::memory::{GuestRam, MAX_RANGES};
@@ -126,31 +124,6 @@ pub fn pci_extras(chips: &Chips) -> &'static [(Extra, BusAddr)] {
         Gic::V2 => layout::PCI_EXTRAS,
         Gic::V3 => &[],
     }
-}
-
-/// Has interrupt numbers stand for `messages`, and lines for shared interrupts, as KVM begins. A
-/// message to the GICv2m frame is a line of KVM's, which knows no frame; others are for the
-/// interrupt translation service, which asks who sends them.
-pub fn route(vm: &VmFd, messages: &[(u32, Message)]) -> Result<()> {
-    let line = |gsi, pin| kvm_irq_routing_entry {
-        gsi,
-        type_: KVM_IRQ_ROUTING_IRQCHIP,
-        u: kvm_irq_routing_entry__bindgen_ty_1 {
-            irqchip: kvm_irq_routing_irqchip { irqchip: 0, pin },
-        },
-        ..Default::default()
-    };
-    let lines = (0..layout::MESSAGES).map(|spi| line(spi, spi));
-    let messages = messages.iter().map(|(gsi, message)| {
-        if let Some(spi) = layout::frame_spi(message.guest_addr, message.data) {
-            return line(*gsi, spi);
-        }
-        let mut entry = message_route(*gsi, message);
-        entry.flags = KVM_MSI_VALID_DEVID;
-        entry.u.msi.__bindgen_anon_1.devid = message.sender;
-        entry
-    });
-    set_routes(vm, lines.chain(messages).collect())
 }
 
 /// Makes a shared interrupt of the controller, which must be initialised, high or low.
