@@ -12,8 +12,13 @@ guests() {
   part "$1" modules virtio_modules
   part "$1" disk-tools disk_tools
   part "$1" passt passt_tree
-  part "$1" load-tools load_tools
   part "$1" back-ends back_ends
+}
+
+# long_guests ARCH: adds to them what only tests that take minutes use.
+long_guests() {
+  part "$1" load-tools load_tools
+  part "$1" debian debian_disk
 }
 
 # part ARCH NAME FUNCTION: what is in the folder NAME of the guests is made by FUNCTION, which is
@@ -66,6 +71,48 @@ back_ends() {
 load_tools() {
   program_tree "$1/fio" "$2" usr/bin/fio fio
   program_tree "$1/iperf3" "$2" usr/bin/iperf3 iperf3
+}
+
+# debian_disk FOLDER ARCH: a disk with Debian's root file system and systemd, every package unpacked as
+# debootstrap's first stage does it. What the second one would configure, which takes a machine of that
+# architecture, is written here: users, and a login that asks for no password.
+debian_disk() {
+  local folder=$1 deb all link file
+  deb=$(debian_arch "$2")
+  all=$(mktemp -d "$cache/new.XXXXXX")
+  mkdir -p "$all"/root/usr/{bin,sbin,lib,lib64}
+  for link in bin sbin lib lib64; do ln -s "usr/$link" "$all/root/$link"; done
+  mkdir "$all/debs"
+  (cd "$all/debs" && quietly timeout 900 bash -c "$(declare -f private_apt); cache=\$0; private_apt apt-get download \"\$@\"" \
+    "$cache" $(packages_with_needed "$deb" systemd-sysv udev bash login passwd util-linux mount base-files base-passwd \
+    coreutils grep sed hostname libpam-modules)) || die "downloading Debian's packages failed (is the network there?)"
+  for file in "$all"/debs/*.deb; do
+    dpkg-deb --fsys-tarfile "$file" | tar -x -p --keep-directory-symlink -C "$all/root"
+  done
+  (
+    cd "$all/root"
+    rm -rf usr/share/{doc,man,locale,info}
+    for file in passwd group; do cp "usr/share/base-passwd/$file.master" "etc/$file"; done
+    sed -i 's/^root:[^:]*:/root::/' etc/passwd
+    for file in auth account session password; do echo "$file required pam_permit.so" >"etc/pam.d/common-$file"; done
+    echo /dev/vda / ext4 defaults 0 1 >etc/fstab
+    echo bivisor-guest >etc/hostname
+    : >etc/machine-id
+    [ -e bin/sh ] || ln -s dash bin/sh
+  )
+  truncate -s 512M "$all/root.img"
+  PATH=$PATH:/usr/sbin mke2fs -q -F -t ext4 -d "$all/root" "$all/root.img"
+  qemu-img convert -f raw -O qcow2 "$all/root.img" "$folder/root.qcow2"
+  rm -rf "$all"
+}
+
+# packages_with_needed DEB PACKAGE…: the packages and what they need, as apt-get download wants them.
+packages_with_needed() {
+  local deb=$1
+  shift
+  private_apt apt-get -y --no-install-recommends -o "APT::Architecture=$deb" -o "APT::Architectures=$deb" \
+    -o Debug::NoLocking=1 --simulate install "$@" | awk -v deb="$deb" '/^Inst / { print $2 ":" deb }' |
+    sed 's/:\([a-z0-9]*\):.*/:\1/'
 }
 
 # stock_guests ARCH: what there is beside the parts.
