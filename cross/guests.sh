@@ -111,8 +111,7 @@ packages_with_needed() {
   local deb=$1
   shift
   private_apt apt-get -y --no-install-recommends -o "APT::Architecture=$deb" -o "APT::Architectures=$deb" \
-    -o Debug::NoLocking=1 --simulate install "$@" | awk -v deb="$deb" '/^Inst / { print $2 ":" deb }' |
-    sed 's/:\([a-z0-9]*\):.*/:\1/'
+    -o Debug::NoLocking=1 --simulate install "$@" | awk '/^Inst / { print $2 }' | sed 's/:.*//' | with_architecture "$deb"
 }
 
 # stock_guests ARCH: what there is beside the parts.
