@@ -86,11 +86,11 @@ fn long_fio_on_a_qcow2_disk() {
 /// The promise is one exit for five requests when 32 are under way. What the boot and fio's start take
 /// is known from a guest that does little else.
 fn long_many_requests_share_an_exit() {
-    const REQUESTS: u64 = 2000;
+    const REQUESTS: u64 = 3000;
     let [few, many] = [100, 100 + REQUESTS].map(|count| {
         let script = format!(
             "tool fio --name=job --filename=/dev/vdb --direct=1 --ioengine=libaio --bs=4k \
-             --eta=never --rw=randread --iodepth=32 --number_ios={count}\n"
+             --eta=never --output=/tmp/said --rw=randread --iodepth=32 --number_ios={count}; grep rwts /tmp/said\n"
         );
         let ran = guest(&folder(), &script, "--scratch 64M");
         let (requests, exits) = requests_and_exits(&ran);
