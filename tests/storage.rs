@@ -197,7 +197,7 @@ done
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
         // At another moment each time: so many flushes, and a bit.
-        let until = last + 2 + round * 7 % 20;
+        let until = last + 1 + round * 7 % 10;
         let mut text = String::new();
         for line in BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok) {
             text += &line;
