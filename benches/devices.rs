@@ -135,13 +135,15 @@ fn main() {
         "--disk {tools},serial=tools,readonly --disk {data},serial=data --net tap=bench0 {}",
         std::env::var("BIVISOR_OPTIONS").unwrap_or_default()
     );
-    // microvm has its devices on virtio-mmio; virt's users have them on PCI.
-    let bus = if cfg!(target_arch = "x86_64") { "device" } else { "pci" };
+    // microvm has its devices on virtio-mmio; virt's users have them on PCI, where a network card would
+    // want a ROM to start from.
+    let x86_64 = cfg!(target_arch = "x86_64");
+    let (bus, rom) = if x86_64 { ("device", "") } else { ("pci", ",romfile=") };
     let peer = format!(
         "-drive if=none,id=t,file={tools},format=raw,readonly=on \
          -device virtio-blk-{bus},drive=t,serial=tools \
          -drive if=none,id=d,file={data},format=raw -device virtio-blk-{bus},drive=d,serial=data \
-         -netdev tap,id=n,ifname=bench0,script=no,downscript=no -device virtio-net-{bus},netdev=n"
+         -netdev tap,id=n,ifname=bench0,script=no,downscript=no -device virtio-net-{bus},netdev=n{rom}"
     );
     let mut rows = BTreeMap::new();
     for _ in 0..rounds(3) {
