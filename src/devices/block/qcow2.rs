@@ -57,9 +57,27 @@ pub fn is_qcow2(file: &File) -> bool {
     file.read_exact_at(&mut magic, 0).is_ok() && magic == MAGIC
 }
 
+/// True if the image counts the cluster of its own header (docs/interop/qcow2.txt of QEMU, "Host
+/// cluster management"): where not, to count a new cluster takes another new one, without end.
+fn counts_itself(file: &File) -> bool {
+    let word = |offset: u64| {
+        let mut bytes = [0; 8];
+        file.read_exact_at(&mut bytes, offset).ok().map(|()| u64::from_be_bytes(bytes))
+    };
+    // Bits 9 to 63 of an entry are where its block lies; counts have 64 bits at the most.
+    let block = word(48).and_then(word).map(|entry| entry & !511);
+    block.filter(|block| *block > 0).and_then(word).is_some_and(|counts| counts != 0)
+}
+
 /// Opens the image in `file` without what it names.
 fn open_image(file: File, writable: bool) -> Result<Image> {
     ensure!(is_qcow2(&file), "it is no qcow2 image (add ,format=raw if its bytes are the disk)");
+    if writable {
+        ensure!(
+            counts_itself(&file),
+            "its reference counts are not in it: it may be cut short (qemu-img check -r all FILE)"
+        );
+    }
     let storage = Storage::try_from(file).context("look at it")?;
     let image = Image::open_image(storage, writable).context("read it as a qcow2 image")?;
     ensure!(

@@ -33,6 +33,20 @@ fn hostile_28_a_raw_disk_with_a_header_of_qcow2_stays_raw() {
     assert_eq!(std::fs::read(&path).unwrap()[..512], header[..512]);
 }
 
+// HOSTILE 29: an image without its reference counts, found by fuzzing: to write to it had no end.
+#[test]
+fn hostile_29_an_image_that_is_cut_short_is_not_written_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image.qcow2");
+    let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+    Qcow2::create(file.try_clone().unwrap(), 1 << 40, 1 << 21, None).unwrap();
+    let writer = Access::default();
+    drop(Qcow2::open(&path, writer, false).unwrap());
+    file.set_len(1 << 20).unwrap();
+    let error = format!("{:#}", Qcow2::open(&path, writer, false).err().unwrap());
+    assert!(error.contains("cut short"), "{error}");
+}
+
 /// Gives this thread a file system of `len` bytes at `path`; `false` if it may not.
 fn small_file_system(path: &std::path::Path, len: u64) -> bool {
     let target = std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).unwrap();
