@@ -69,9 +69,35 @@ fn counts_itself(file: &File) -> bool {
     block.filter(|block| *block > 0).and_then(word).is_some_and(|counts| counts != 0)
 }
 
+/// False if the image has a table of features' names that is not made of whole entries, which the crate
+/// takes for granted (docs/interop/qcow2.txt of QEMU, "Header extensions").
+fn names_are_whole(file: &File) -> bool {
+    /// The table's type, and bytes of an entry.
+    const NAMES: u32 = 0x6803_f857;
+    const ENTRY_LEN: u32 = 48;
+    /// Our choice: many times what there is; what lies further on the crate refuses or ignores.
+    const MOST: usize = 4096;
+    let word = |offset: u64| {
+        let mut bytes = [0; 4];
+        file.read_exact_at(&mut bytes, offset).ok().map(|()| u32::from_be_bytes(bytes))
+    };
+    // Version 2 has a header of a fixed length; of version 3 it is the last field.
+    let header_len = if word(4) == Some(2) { Some(72) } else { word(100) };
+    let Some(mut at) = header_len.map(u64::from) else { return true };
+    for _ in 0..MOST {
+        match (word(at), word(at + 4)) {
+            (Some(0), _) | (None, _) | (_, None) => return true,
+            (Some(NAMES), Some(len)) if !len.is_multiple_of(ENTRY_LEN) => return false,
+            (Some(_), Some(len)) => at += 8 + u64::from(len).next_multiple_of(8),
+        }
+    }
+    false
+}
+
 /// Opens the image in `file` without what it names.
 fn open_image(file: File, writable: bool) -> Result<Image> {
     ensure!(is_qcow2(&file), "it is no qcow2 image (add ,format=raw if its bytes are the disk)");
+    ensure!(names_are_whole(&file), "the names of features in its header are damaged");
     if writable {
         ensure!(
             counts_itself(&file),

@@ -47,6 +47,23 @@ fn hostile_29_an_image_that_is_cut_short_is_not_written_to() {
     assert!(error.contains("cut short"), "{error}");
 }
 
+// HOSTILE 29: a table of names with a part of an entry, found by fuzzing.
+#[test]
+fn hostile_29_names_of_features_that_are_cut_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image.qcow2");
+    let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+    Qcow2::create(file.try_clone().unwrap(), 1 << 20, 1 << 16, None).unwrap();
+    let reader = Access { read_only: true, ..Access::default() };
+    drop(Qcow2::open(&path, reader, false).unwrap());
+    for len in [1u32, 2, 47, 49] {
+        file.write_all_at(&0x6803_f857u32.to_be_bytes(), 104).unwrap();
+        file.write_all_at(&len.to_be_bytes(), 108).unwrap();
+        let error = format!("{:#}", Qcow2::open(&path, reader, false).err().unwrap());
+        assert!(error.contains("names of features"), "{len}: {error}");
+    }
+}
+
 /// Gives this thread a file system of `len` bytes at `path`; `false` if it may not.
 fn small_file_system(path: &std::path::Path, len: u64) -> bool {
     let target = std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).unwrap();
