@@ -11,7 +11,7 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use common::{bivisor, guests, initrd, median, qemu, rounds};
+use common::{bivisor, guests, initrd, median, program, qemu, rounds};
 
 const DISK_LEN: u64 = 64 << 20;
 
@@ -64,14 +64,6 @@ impl Drop for Served {
     }
 }
 
-/// A program of a tree that cross/guests.sh made.
-fn tool(tree: &str) -> Command {
-    let tree = guests().join(tree);
-    let mut command = Command::new(tree.join("loader"));
-    command.arg("--library-path").arg(&tree).arg(tree.join(tree.file_name().expect("a name")));
-    command
-}
-
 fn works(mut command: Command) {
     let status = command.stdout(Stdio::null()).status();
     assert!(status.as_ref().is_ok_and(|status| status.success()), "{command:?}: {status:?}");
@@ -87,7 +79,7 @@ fn busybox(line: &str) {
 fn disks(folder: &Path) -> [String; 2] {
     let [tools, data] = ["tools.img", "data.img"].map(|name| folder.join(name));
     File::create(&tools).and_then(|file| file.set_len(160 << 20)).expect("make a disk");
-    let mut command = tool("disk-tools/mke2fs");
+    let mut command = program(&guests().join("disk-tools/mke2fs"), "mke2fs");
     command.args(["-q", "-F", "-t", "ext4", "-d"]).arg(guests().join("load-tools")).arg(&tools);
     works(command);
     fs::write(&data, vec![0x5a; DISK_LEN as usize]).expect("make a disk");
@@ -127,7 +119,7 @@ fn main() {
     busybox("tunctl -t bench0");
     busybox("ip addr add 10.0.0.1/24 dev bench0");
     busybox("ip link set bench0 up");
-    let mut server = tool("load-tools/iperf3");
+    let mut server = program(&guests().join("load-tools/iperf3"), "iperf3");
     let server = server.arg("-s").stdout(Stdio::null()).stderr(Stdio::null()).spawn();
     let _server = Served(server.expect("start iperf3"));
 

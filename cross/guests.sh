@@ -82,10 +82,8 @@ debian_disk() {
   all=$(mktemp -d "$cache/new.XXXXXX")
   mkdir -p "$all"/root/usr/{bin,sbin,lib,lib64}
   for link in bin sbin lib lib64; do ln -s "usr/$link" "$all/root/$link"; done
-  mkdir "$all/debs"
-  (cd "$all/debs" && quietly timeout 900 bash -c "$(declare -f private_apt); cache=\$0; private_apt apt-get download \"\$@\"" \
-    "$cache" $(packages_with_needed "$deb" systemd-sysv udev bash login passwd util-linux mount base-files base-passwd \
-    coreutils grep sed hostname libpam-modules)) || die "downloading Debian's packages failed (is the network there?)"
+  download "$all/debs" $(packages_with_needed "$deb" systemd-sysv udev bash login passwd util-linux mount \
+    base-files base-passwd coreutils grep sed hostname libpam-modules)
   for file in "$all"/debs/*.deb; do
     dpkg-deb --fsys-tarfile "$file" | tar -x -p --keep-directory-symlink -C "$all/root"
   done

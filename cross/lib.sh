@@ -55,15 +55,20 @@ private_apt() {
     -o Acquire::Languages=none -o Acquire::Retries=3 "$@"
 }
 
-# fetch FOLDER PACKAGE…: downloads the packages and unpacks them into the folder.
-fetch() {
-  local folder=$1 debs
+# download FOLDER PACKAGE…: downloads the packages into the folder.
+download() {
+  local debs=$1
   shift
-  debs=$folder/.debs
   mkdir -p "$debs"
   (cd "$debs" && quietly timeout 600 bash -c "$(declare -f private_apt); cache=\$0; private_apt apt-get download \"\$@\"" "$cache" "$@") ||
     die "downloading $* failed (is the network there, and is this a Debian 12?)"
-  local deb
+}
+
+# fetch FOLDER PACKAGE…: downloads the packages and unpacks them into the folder.
+fetch() {
+  local folder=$1 debs=$1/.debs deb
+  shift
+  download "$debs" "$@"
   for deb in "$debs"/*.deb; do
     dpkg -x "$deb" "$folder"
   done

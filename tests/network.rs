@@ -6,7 +6,6 @@ mod common;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Stdio;
@@ -14,7 +13,8 @@ use std::thread::{self, JoinHandle};
 
 use common::network::{MULTI_QUEUE, busybox, interfaces, own_interfaces, tap};
 use common::stock::{
-    CLOUD, PATIENCE, PROLOGUE, boot, fetched, guests, root, whole_kernels, with_drivers, works,
+    CLOUD, PATIENCE, PROLOGUE, add_program, boot, fetched, guests, root, whole_kernels,
+    with_drivers, works,
 };
 use common::{Ran, Run, bivisor, folder, kvm, wait};
 use tempfile::TempDir;
@@ -240,14 +240,7 @@ fn links_that_are_not_there_are_named() {
 
 /// A folder with Debian's passt, which needs its own libraries.
 fn passt(folder: &TempDir) {
-    let (tree, path) = (guests().join("passt"), folder.path().join("passt"));
-    let (shell, tree) = (guests().join("busybox"), tree.display());
-    let script = format!(
-        "#!{} sh\nexec {tree}/loader --library-path {tree} {tree}/passt \"$@\"\n",
-        shell.display()
-    );
-    fs::write(&path, script).unwrap();
-    fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+    add_program(folder.path(), "passt");
     // Started by root, it becomes nobody, whom an emulated host does not know.
     if !Path::new("/etc/passwd").exists() {
         fs::create_dir_all("/etc").unwrap();

@@ -12,7 +12,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::stock::{
-    CLOUD, PATIENCE, PROLOGUE, boot, fetched, guests, program, root, whole_kernels, with_drivers,
+    CLOUD, PATIENCE, PROLOGUE, add_program, boot, fetched, guests, program, root, whole_kernels,
+    with_drivers,
 };
 use common::{Ran, Run, bivisor, folder, kvm, wait};
 use tempfile::TempDir;
@@ -40,11 +41,7 @@ fn no_virtiofsd() -> Option<String> {
 /// A folder for `PATH`, with a virtiofsd in it.
 fn programs() -> TempDir {
     let folder = folder();
-    let (tree, path) = (guests().join(VIRTIOFSD), folder.path().join("virtiofsd"));
-    let (shell, tree) = (guests().join("busybox"), tree.display());
-    let run = format!("exec {tree}/loader --library-path {tree} {tree}/virtiofsd \"$@\"");
-    fs::write(&path, format!("#!{} sh\n{run}\n", shell.display())).unwrap();
-    fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+    add_program(folder.path(), VIRTIOFSD);
     folder
 }
 

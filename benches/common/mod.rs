@@ -35,6 +35,13 @@ pub fn initrd(folder: &Path, init: &str, fill: impl Fn(&Path)) -> PathBuf {
     initrd
 }
 
+/// The program `name` of a tree that cross/guests.sh or cross/bench made, by its own loader.
+pub fn program(tree: &Path, name: &str) -> Command {
+    let mut command = Command::new(tree.join("loader"));
+    command.arg("--library-path").arg(tree).arg(tree.join(name));
+    command
+}
+
 /// bivisor with the kernel, and the options in `words`.
 pub fn bivisor(initrd: &Path, words: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bivisor"));
@@ -55,8 +62,7 @@ pub fn qemu(initrd: &Path, words: &str) -> Option<Command> {
         "x86_64" => ("microvm,rtc=on", "ttyS0"),
         _ => ("virt,gic-version=host", "ttyAMA0"),
     };
-    let mut command = Command::new(folder.join("loader"));
-    command.arg("--library-path").arg(&folder).arg(folder.join(format!("qemu-system-{arch}")));
+    let mut command = program(&folder, &format!("qemu-system-{arch}"));
     command.arg("-L").arg(folder.join("qemu"));
     command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
     command.args(["-M", machine, "-accel", "kvm", "-cpu", "host", "-m", MACHINE_MEMORY]);

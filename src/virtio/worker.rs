@@ -90,18 +90,17 @@ impl Worker {
         let stop = stop.context("create an eventfd")?;
         let watch = Watch::new().context("create an epoll descriptor")?;
         watch.control(ControlOperation::Add, stop.as_raw_fd(), EventSet::IN, STOP)?;
-        let mut kicks = Vec::new();
-        for (slot, (index, kick)) in work.queues().into_iter().enumerate() {
-            let kick = kick.try_clone().context("copy an eventfd")?;
-            let data = QUEUE | slot as u64;
+        let mut queues = Vec::new();
+        for (index, kick) in work.queues() {
             // Each notification is an edge, and nobody has to read how many there were.
             let edges = EventSet::IN | EventSet::EDGE_TRIGGERED;
+            let data = QUEUE | index as u64;
             watch.control(ControlOperation::Add, kick.as_raw_fd(), edges, data)?;
-            kicks.push((index, kick));
+            queues.push(index);
         }
         let body = move || {
             // What it watched is closed when it fails.
-            if let Err(error) = serve(work, &kicks, &watch) {
+            if let Err(error) = serve(work, &queues, &watch) {
                 broken(error);
             }
         };
@@ -122,11 +121,11 @@ impl Drop for Worker {
 }
 
 /// Works until it is told to stop.
-fn serve(mut work: Box<dyn Work>, kicks: &[(usize, EventFd)], watch: &Watch) -> Result<()> {
+fn serve(mut work: Box<dyn Work>, queues: &[usize], watch: &Watch) -> Result<()> {
     /// Our choice: what a busy network has ready at once.
     const EVENTS: usize = 32;
     work.begin(watch)?;
-    for (index, _) in kicks {
+    for index in queues {
         work.notified(*index, watch)?;
     }
     let mut events = [EpollEvent::default(); EVENTS];
@@ -139,7 +138,7 @@ fn serve(mut work: Box<dyn Work>, kicks: &[(usize, EventFd)], watch: &Watch) -> 
             let (kind, low) = (event.data() & !u64::from(u32::MAX), event.data() as u32);
             match kind {
                 STOP => return Ok(()),
-                QUEUE => work.notified(kicks[low as usize].0, watch)?,
+                QUEUE => work.notified(low as usize, watch)?,
                 _ => work.ready(low, event.event_set(), watch)?,
             }
         }

@@ -106,3 +106,14 @@ pub fn program(tree: &str) -> Command {
     command.arg("--library-path").arg(&tree).arg(tree.join(Path::new(name)));
     command
 }
+
+/// Puts a program of such a tree into `folder`, under its own name, for those who look there for it.
+pub fn add_program(folder: &Path, tree: &str) {
+    let (shell, tree) = (guests().join("busybox"), guests().join(tree));
+    let name = tree.file_name().unwrap();
+    let (path, program) = (folder.join(name), tree.join(name));
+    let (shell, tree, program) = (shell.display(), tree.display(), program.display());
+    let run = format!("exec {tree}/loader --library-path {tree} {program} \"$@\"");
+    fs::write(&path, format!("#!{shell} sh\n{run}\n")).unwrap();
+    fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+}
