@@ -79,7 +79,7 @@ fn long_fio_on_a_qcow2_disk() {
     let folder = folder();
     let disk = folder.path().join("data.qcow2");
     works("qemu-img", &["create", "-q", "-f", "qcow2"], &[&disk, "64M".as_ref()]);
-    fio_reads_what_it_wrote(&format!("--disk {}", disk.display()));
+    fio_reads_what_it_wrote(&format!("--transport mmio --disk {}", disk.display()));
     works("qemu-img", &["check", "-q", "-f", "qcow2"], &[&disk]);
 }
 
@@ -122,10 +122,12 @@ fn long_iperf3_both_ways() {
 until ping -c 1 -W 1 10.0.0.1 >/dev/null; do :; done
 tool iperf3 -c 10.0.0.1 -n 32M && tool iperf3 -c 10.0.0.1 -n 32M -R && echo both ways
 ";
-    let ran = guest(&folder(), script, "--net tap=tap0");
-    let text = ran.text();
-    assert!(text.contains("both ways"), "{text}");
-    println!("{text}");
+    for transport in ["pci", "mmio"] {
+        let ran = guest(&folder(), script, &format!("--net tap=tap0 --transport {transport}"));
+        let text = ran.text();
+        assert!(text.contains("both ways"), "{transport}: {text}");
+        println!("{transport}: {text}");
+    }
 }
 
 fn main() {
