@@ -160,6 +160,8 @@ mod contract {
     /// Gives the guest what caused a trap and was meant for it; only right after that trap.
     const _: fn(&mut Vcpu, Trap) -> Result<()> = Vcpu::give_back;
 
+    /// Where the register with a system call's result lies in a signal's context: bytes from its start.
+    const _: usize = SIGNAL_RESULT;
     /// What only this architecture's hosts have to tell.
     const _: fn(&Kvm) -> Vec<Finding> = findings;
     /// The embedded guests.

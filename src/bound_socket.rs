@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow, ensure};
 
+use crate::sandbox;
+
 /// Bytes of the longest path that a socket can have (unix(7): 108 with a zero at the end).
 pub const PATH_MAX: usize = 107;
 
@@ -29,6 +31,7 @@ impl BoundSocket {
         let listener = UnixListener::bind(path).map_err(|error| refused(path, error))?;
         listener.set_nonblocking(true)?;
         let file = fs::symlink_metadata(path)?;
+        sandbox::bound(path);
         Ok(Self { listener, path: path.into(), file: (file.dev(), file.ino()) })
     }
 

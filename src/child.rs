@@ -20,6 +20,7 @@ use rustix::mount::{MountPropagationFlags, mount_bind_recursive, mount_change};
 use rustix::process::{Pid, Signal, getppid, kill_process_group, set_parent_process_death_signal};
 
 use crate::notice;
+use crate::sandbox::{self, Kind};
 
 /// How long it may take to end by itself. Our choice: it does nothing but close files then.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -121,8 +122,9 @@ impl Child {
         let state = Mutex::new((Phase::Starting, None));
         let said = Arc::new(Said { name: terms.name, state });
         let listening = said.clone();
-        let reader = thread::Builder::new().name(terms.name.into());
-        match reader.spawn(move || listening.read(stderr)) {
+        sandbox::started(process.id());
+        let read = move || listening.read(stderr);
+        match sandbox::spawn(Kind::Listener, terms.name.into(), read) {
             Ok(reader) => Ok(Self { process, said, reader }),
             Err(error) => {
                 process.kill()?;

@@ -1,5 +1,6 @@
 //! What a machine is to be: the meaning of a command line, or what a library's user writes.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
@@ -13,6 +14,7 @@ use crate::kernel::File;
 use crate::memory::{ImageMemory, RamRange};
 use crate::payload::Payload;
 use crate::payload::load::Wish;
+use crate::sandbox::Sandbox;
 use crate::trace::Trace;
 use crate::virtio::{Carrier, VirtioDevice};
 
@@ -120,6 +122,9 @@ pub struct Config {
     pub gdb: Option<Listener>,
     /// Ends the guest on SIGINT, SIGTERM, SIGHUP and SIGQUIT, with that signal as its cause.
     pub catch_signals: bool,
+    /// What is left to the threads of the machine, the one that runs it included, for good; if it is
+    /// not all.
+    pub sandbox: Option<Arc<Sandbox>>,
 }
 
 /// RAM of a guest whose user did not say. Our choice: enough for every kernel that is not a
@@ -169,6 +174,7 @@ impl Config {
             marks: None,
             gdb: None,
             catch_signals: false,
+            sandbox: None,
         }
     }
 

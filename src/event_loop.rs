@@ -26,6 +26,7 @@ use crate::kick::Kick;
 use crate::machine::Machine;
 use crate::outcome::{CpuReport, Outcome};
 use crate::run::{Hold, Run, Shared, run_until_stop};
+use crate::sandbox::{self, Crew, Kind, refused};
 use crate::trace::Summary;
 use crate::{own_code, sys, terminal};
 
@@ -107,11 +108,23 @@ impl Machine {
             exit_limit: self.exit_limit.take(),
             progress: self.no_progress.is_some().then_some(&progress),
         };
+        let crew = Crew::new(self.wake.clone());
+        if let Some(sandbox) = &self.sandbox
+            && let Err(error) = sandbox.prepare(&self.wake)
+        {
+            ending.end(Stop::Failed(error.context("make the sandbox")), None);
+        }
+        let heirs = sandbox::is_inside();
+        let enter = |kind, crew| {
+            let sandbox = self.sandbox.as_ref();
+            let entered = sandbox.map_or(Ok(()), |sandbox| sandbox.enter(kind, heirs, crew));
+            entered.map_err(|error| ending.end(Stop::Failed(error), None)).is_ok()
+        };
         let mut journals = vec![Journal::new(self.bus.len()); self.vcpus.len()];
         let kicks: Vec<Kick> = self.vcpus.iter_mut().map(Vcpu::kick).collect();
         let running = AtomicUsize::new(0);
         let debugger = self.debugger.take();
-        let (crew, seats) =
+        let (held, seats) =
             debugger.as_ref().map(|debugger| debugger.crew(&kicks, &self.stopping)).unzip();
         let mut seats = seats.unwrap_or_default().into_iter();
         thread::scope(|scope| {
@@ -120,6 +133,7 @@ impl Machine {
             {
                 running.fetch_add(1, Ordering::AcqRel);
                 let (ending, shared, running, wake) = (&ending, &shared, &running, &self.wake);
+                let (enter, crew) = (&enter, &crew);
                 let seat = seats.next();
                 let body = move || {
                     kick.enter();
@@ -129,7 +143,9 @@ impl Machine {
                         }
                     };
                     let hold: Hold<'_, Vcpu> = seat.is_some().then_some(&hold);
-                    if let Some(stop) = run_until_stop(vcpu, index, shared, journal, hold) {
+                    if enter(Kind::Vcpu, Some(crew))
+                        && let Some(stop) = run_until_stop(vcpu, index, shared, journal, hold)
+                    {
                         ending.end(stop, Some(index));
                     }
                     // Only then, so that the event loop never sees all threads gone for no reason.
@@ -145,20 +161,29 @@ impl Machine {
                     break;
                 }
             }
-            if let Some((debugger, crew)) = debugger.as_ref().zip(crew) {
-                let session = Session::new(debugger, crew, &self.ram, &ending, &self.stopped);
+            if let Some((debugger, held)) = debugger.as_ref().zip(held) {
+                let session = Session::new(debugger, held, &self.ram, &ending, &self.stopped);
                 let builder = thread::Builder::new().name("gdb".into());
-                if let Err(error) = builder.spawn_scoped(scope, move || session.run()) {
+                let enter = &enter;
+                let body = move || {
+                    if enter(Kind::Debugger, None) {
+                        session.run();
+                    }
+                };
+                if let Err(error) = builder.spawn_scoped(scope, body) {
                     let error = anyhow::Error::new(error).context("start the debugger");
                     ending.end(Stop::Failed(error), None);
                 }
             }
+            // Those that were just started must not inherit what is left to this one.
+            enter(Kind::EventLoop, None);
             let deadline = self.timeout.map(|timeout| (began + timeout, timeout));
             let stall = self.no_progress.map(|limit| Stall::new(limit, &progress, began));
             let wait = Wait {
                 ending: &ending,
                 kicks: &kicks,
                 running: &running,
+                crew: &crew,
                 output: &self.output,
                 wake: &self.wake,
                 debugger: debugger.as_ref(),
@@ -167,6 +192,7 @@ impl Machine {
             };
             wait.run(signals.as_ref(), deadline, stall);
         });
+        refused::forget();
         // It borrows what is taken apart below.
         drop(seats);
         self.input.stop();
@@ -264,6 +290,8 @@ struct Wait<'a> {
     kicks: &'a [Kick],
     /// vCPU threads that are not gone yet.
     running: &'a AtomicUsize,
+    /// Starts threads for others.
+    crew: &'a Crew,
     output: &'a Output,
     wake: &'a EventFd,
     debugger: Option<&'a Debugger>,
@@ -332,6 +360,8 @@ impl Wait<'_> {
             let [woken, signalled, writable] = fds.map(|fd| fd.revents != 0);
             if woken {
                 let _ = self.wake.read();
+                self.crew.serve();
+                refused::reason().into_iter().for_each(|stop| self.ending.end(stop, None));
             }
             if let Some(number) = signals.filter(|_| signalled).and_then(sys::next_signal) {
                 match number {

@@ -109,6 +109,8 @@ pub enum Stop {
     Unshown(&'static str),
     /// This signal asked for the end.
     Signal(i32),
+    /// A thread of ours asked for this system call, which the sandbox refuses. The user has been told.
+    Refused(String),
     /// The host failed, not the guest: output that could not be written, an ioctl refused.
     Failed(anyhow::Error),
 }

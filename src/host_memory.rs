@@ -99,6 +99,12 @@ impl HostMemory {
         Ok(memory)
     }
 
+    /// Leaves it out of core dumps; it is only advice.
+    pub fn leave_out_of_dumps(&self) {
+        // SAFETY: the memory is `self`'s, and the advice changes nothing in it.
+        unsafe { libc::madvise(self.start.as_ptr().cast(), self.len, libc::MADV_DONTDUMP) };
+    }
+
     /// What other processes map to share it, if they can.
     pub fn file(&self) -> Option<BorrowedFd<'_>> {
         self.file.as_ref().map(AsFd::as_fd)

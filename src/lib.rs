@@ -24,6 +24,7 @@
 //!   [`timeline`]: what a start was spent on
 //! - [`outcome`]: how it ended, and the process status; [`verdict`]: the same as JSON and for people;
 //!   [`symbols`]: names for its addresses
+//! - [`sandbox`]: what is left to the process while a guest runs
 //! - [`notice`]: lines for the user while a guest runs
 //! - [`host`]: what this host can do
 //! - [`guests`]: the embedded guests
@@ -75,6 +76,7 @@ pub mod pci;
 pub mod pieces;
 pub mod places;
 pub mod run;
+pub mod sandbox;
 pub mod symbols;
 pub mod sys;
 pub mod terminal;

@@ -32,6 +32,7 @@ use crate::payload::cache::Cache;
 use crate::payload::image::{Image, Unpacking};
 use crate::payload::{Payload, load};
 use crate::places::Places;
+use crate::sandbox::Sandbox;
 use crate::timeline::Timeline;
 use crate::trace::Trace;
 use crate::virtio::{Carrier, VirtioDevice};
@@ -88,6 +89,7 @@ pub struct Machine {
     pub(crate) exit_limit: Option<(AtomicU64, u64)>,
     pub(crate) catch_signals: bool,
     pub(crate) timeline: Timeline,
+    pub(crate) sandbox: Option<Arc<Sandbox>>,
 }
 
 impl Machine {
@@ -179,6 +181,7 @@ impl Machine {
         kernel.header = way.header;
         let start = Start { mode: way.mode, entry, registers, kernel };
         let entry = arch::prepare(&ram, &mut places, &board, &start, &chips)?;
+        ram.leave_out_of_dumps();
         timeline.reached("tables");
         let vcpus: Vec<_> = (0..config.cpus)
             .map(|index| {
@@ -215,6 +218,7 @@ impl Machine {
             exit_limit: config.max_exits.map(|limit| (AtomicU64::new(limit), limit)),
             catch_signals: config.catch_signals,
             timeline,
+            sandbox: config.sandbox,
         })
     }
 }

@@ -276,6 +276,11 @@ impl GuestRam {
         bytes
     }
 
+    /// Leaves it out of core dumps of this process, with what is mapped into it by now: it is the guest's.
+    pub fn leave_out_of_dumps(&self) {
+        self.host.iter().for_each(HostMemory::leave_out_of_dumps);
+    }
+
     /// The vm-memory view, for crates that speak it.
     pub fn backend(&self) -> &GuestMemoryMmap {
         &self.memory

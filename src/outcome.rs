@@ -47,6 +47,7 @@ impl Stop {
             Self::FailOn(_) => "fail-on",
             Self::Unshown(_) => "unshown",
             Self::Signal(_) => "signal",
+            Self::Refused(_) => "sandbox",
             Self::Failed(_) => "failure",
         }
     }
@@ -61,7 +62,7 @@ impl Stop {
             Self::Crash(_) => status::CRASH,
             Self::TimeOut(_) | Self::ExitLimit(_) | Self::NoProgress(_) => status::LIMIT,
             Self::FailOn(_) | Self::Unshown(_) => status::TEXT,
-            Self::Failed(_) => status::FAILURE,
+            Self::Refused(_) | Self::Failed(_) => status::FAILURE,
             // Signal numbers end at 64.
             Self::Signal(number) => status::SIGNAL + (*number as u8 & 0x7f),
         }
@@ -73,7 +74,8 @@ impl Stop {
             Self::Crash(_) | Self::Panic | Self::FailOn(_) => true,
             Self::TimeOut(_) | Self::ExitLimit(_) | Self::NoProgress(_) => true,
             Self::PowerOff | Self::Halt | Self::Exit(_) | Self::Reset => false,
-            Self::Expected | Self::Unshown(_) | Self::Signal(_) | Self::Failed(_) => false,
+            Self::Expected | Self::Unshown(_) | Self::Signal(_) => false,
+            Self::Refused(_) | Self::Failed(_) => false,
         }
     }
 
@@ -97,6 +99,7 @@ impl Stop {
             Self::Unshown(end) => Some(format!(
                 "the guest ended ({end}) without showing what was waited for (--expect)"
             )),
+            Self::Refused(call) => Some(format!("the sandbox refused the system call {call}")),
             Self::Failed(error) => Some(format!("{error:#}")),
         }
     }
@@ -161,6 +164,7 @@ mod tests {
             (Stop::TimeOut(Duration::ZERO), 124),
             (Stop::ExitLimit(1), 124),
             (Stop::Failed(anyhow::anyhow!("x")), 125),
+            (Stop::Refused("x".into()), 125),
             (Stop::NoProgress(Duration::ZERO), 124),
             (Stop::Expected, 0),
             (Stop::FailOn("x".into()), 121),

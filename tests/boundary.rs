@@ -61,22 +61,24 @@ const ABOVE: &[&str] = &[
 
 /// The files that may hold `unsafe`, and why.
 const UNSAFE_FILES: &[&str] = &[
-    "arch/aarch64/gdb.rs", // cache maintenance
-    "arch/aarch64/kvm.rs", // the run page's members
-    "arch/run_page.rs",    // the page that KVM shares
-    "arch/x86_64/kvm.rs",  // the run page's members
-    "guests/mod.rs",       // what the assembler put between two symbols
-    "src/allocator.rs",    // a heap
-    "src/child.rs",        // what is done before another program begins
-    "src/host_memory.rs",  // mmap
-    "src/kick.rs",         // `immediate_exit` from another thread
-    "src/mapped.rs",       // mmap and SIGBUS
-    "src/memory.rs",       // memory slots
-    "src/own_code.rs",     // madvise of the program's code
-    "src/pieces.rs",       // guest RAM for system calls
-    "src/start.rs",        // C's main
-    "src/sys.rs",          // system calls
-    "src/terminal.rs",     // termios
+    "arch/aarch64/gdb.rs",    // cache maintenance
+    "arch/aarch64/kvm.rs",    // the run page's members
+    "arch/run_page.rs",       // the page that KVM shares
+    "arch/x86_64/kvm.rs",     // the run page's members
+    "guests/mod.rs",          // what the assembler put between two symbols
+    "src/allocator.rs",       // a heap
+    "src/child.rs",           // what is done before another program begins
+    "src/host_memory.rs",     // mmap
+    "src/kick.rs",            // `immediate_exit` from another thread
+    "src/mapped.rs",          // mmap and SIGBUS
+    "src/memory.rs",          // memory slots
+    "src/own_code.rs",        // madvise of the program's code
+    "src/pieces.rs",          // guest RAM for system calls
+    "src/sandbox/files.rs",   // landlock
+    "src/sandbox/refused.rs", // a signal's context
+    "src/start.rs",           // C's main
+    "src/sys.rs",             // system calls
+    "src/terminal.rs",        // termios
     // An allocator that counts, for a test.
     "src/virtio/counted.rs",
     // Requests to io_uring, and mounts for a test of a full file system.

@@ -14,8 +14,11 @@ use std::time::{Duration, Instant};
 
 use common::{bivisor, cases, folder, guest_file, kvm};
 
-/// The promise of `bivisor hello`, whether linked dynamically or not.
+/// The promise of `bivisor hello --sandbox off`, whether linked dynamically or not.
 const AT_MOST: usize = 90;
+
+/// What the sandbox may add to that.
+const SANDBOX_AT_MOST: usize = 25;
 
 /// KVM_RUN (KVM API 4.10).
 const KVM_RUN: u64 = 0xae80;
@@ -62,9 +65,9 @@ fn trace_me() -> Result<(), Error> {
     }
 }
 
-/// Starts `bivisor hello`, stopped at its first instruction.
-fn start() -> Child {
-    let mut command = bivisor("hello").command;
+/// Starts `bivisor hello` with these options, stopped at its first instruction.
+fn start(options: &str) -> Child {
+    let mut command = bivisor("hello").words(options).command;
     command.stdin(Stdio::null()).stdout(Stdio::null());
     // cargo has the dynamic linker search its own folders first, which nobody else does.
     command.env_remove("LD_LIBRARY_PATH");
@@ -83,24 +86,32 @@ fn wait() -> (i32, i32) {
 }
 
 /// The system calls before the first KVM_RUN by number, the execve included.
-fn count() -> BTreeMap<u64, usize> {
-    let mut child = start();
+fn count(options: &str) -> BTreeMap<u64, usize> {
+    trace(options, |call| call.number == libc::SYS_ioctl as u64 && call.arguments[1] == KVM_RUN)
+}
+
+/// The system calls by number, the execve included, before the first one that `ends` says; or all.
+fn trace(options: &str, ends: impl Fn(&SyscallInfo) -> bool) -> BTreeMap<u64, usize> {
+    let mut child = start(options);
     let (first, _) = wait();
     let options = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_EXITKILL;
     ptrace(libc::PTRACE_SETOPTIONS as _, first, 0, options as usize);
     ptrace(libc::PTRACE_SYSCALL as _, first, 0, 0);
     let mut counts = BTreeMap::from([(libc::SYS_execve as u64, 1)]);
-    loop {
+    let runs_on = loop {
         let (thread, status) = wait();
         if !libc::WIFSTOPPED(status) {
+            if thread == first {
+                break false;
+            }
             continue;
         }
         let signal = libc::WSTOPSIG(status);
         if signal == SYSCALL_STOP
             && let Some(call) = entered(thread)
         {
-            if call.number == libc::SYS_ioctl as u64 && call.arguments[1] == KVM_RUN {
-                break;
+            if ends(&call) {
+                break true;
             }
             *counts.entry(call.number).or_default() += 1;
         }
@@ -108,20 +119,32 @@ fn count() -> BTreeMap<u64, usize> {
         let own = matches!(signal, SYSCALL_STOP | libc::SIGTRAP | libc::SIGSTOP);
         let signal = if own { 0 } else { signal };
         ptrace(libc::PTRACE_SYSCALL as _, thread, 0, signal as usize);
+    };
+    if runs_on {
+        child.kill().expect("kill bivisor");
+        // Its threads are this thread's tracees, and all must be waited for.
+        while wait().0 != first {}
     }
-    child.kill().expect("kill bivisor");
-    // Its threads are this thread's tracees, and all must be waited for.
-    while wait().0 != first {}
     // So this finds nothing left to do.
     let _ = child.wait();
     counts
 }
 
 fn hello_asks_little_of_the_host_before_its_guest_runs() {
-    let counts = count();
+    let counts = count("--sandbox off");
     let total: usize = counts.values().sum();
     println!("{total} system calls before the first KVM_RUN, by number: {counts:?}");
     assert!(total <= AT_MOST, "{total} system calls, more than {AT_MOST}; by number: {counts:?}");
+}
+
+/// The event loop enters its sandbox while the guest begins, so this is counted to the guest's end.
+fn the_sandbox_asks_little_of_the_host() {
+    let [without, with] = ["off", "on"].map(|mode| {
+        let counts = trace(&format!("--sandbox {mode}"), |_| false);
+        counts.values().sum::<usize>()
+    });
+    println!("{with} system calls with the sandbox, {without} without");
+    assert!(with <= without + SANDBOX_AT_MOST, "{with} with the sandbox, {without} without");
 }
 
 /// Bytes that the program promises to stay below, with all of its devices and disk formats.
@@ -193,6 +216,7 @@ fn tracing() -> Option<String> {
 fn main() {
     common::conclude(cases![
         hello_asks_little_of_the_host_before_its_guest_runs, kvm, tracing;
+        the_sandbox_asks_little_of_the_host, kvm, tracing;
         the_program_is_small, release;
         a_guest_that_stays_costs_little_memory, kvm, release;
     ]);

@@ -33,6 +33,10 @@ use crate::payload::load::{Part, Rules, Source, Way};
 /// The name in target triples.
 pub const NAME: &str = "aarch64";
 
+/// x0 in `struct ucontext` (Linux v6.12 arch/arm64/include/uapi/asm/ucontext.h): behind 40 bytes of flags,
+/// link and stack, 128 of signal masks, aligned to 16, and the address of a fault.
+pub const SIGNAL_RESULT: usize = 176 + 8;
+
 /// `e_machine` (ELF for the Arm 64-bit Architecture, "ELF Header").
 const EM_AARCH64: u16 = 183;
 

@@ -30,6 +30,10 @@ pub use ways::RULES;
 /// The name in target triples.
 pub const NAME: &str = "x86_64";
 
+/// rax in `struct ucontext` (Linux v6.12 arch/x86/include/uapi/asm/sigcontext.h): the fourteenth register
+/// behind the 40 bytes of flags, link and stack.
+pub const SIGNAL_RESULT: usize = 40 + 13 * 8;
+
 /// `e_machine` values (System V ABI, chapter 4).
 const EM_386: u16 = 3;
 const EM_X86_64: u16 = 62;

@@ -1,6 +1,6 @@
 //! Options that give the guest virtio devices, and what they open.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -67,6 +67,19 @@ struct DiskOptions {
 }
 
 impl DeviceOptions {
+    /// Whether programs are started for them.
+    pub fn start_programs(&self) -> bool {
+        !self.share.is_empty() || self.net.iter().any(NetOptions::starts_a_program)
+    }
+
+    /// The files of disks.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.disk.iter().filter_map(|disk| match disk {
+            DiskSource::File(disk) => Some(&*disk.path),
+            DiskSource::VhostUser(_) => None,
+        })
+    }
+
     /// Opens what the devices need, for a guest with `cpus` CPUs.
     pub fn open(&self, cpus: usize) -> Result<Vec<Box<dyn VirtioDevice>>> {
         let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();

@@ -25,6 +25,7 @@ use bivisor::config::{self, DebugConsole};
 use bivisor::exit::BusAddr;
 use bivisor::gdb;
 use bivisor::memory::{ImageMemory, RamRange};
+use bivisor::sandbox;
 
 /// A virtual machine monitor on Linux KVM: starts a guest and tells what became of it.
 #[derive(Parser)]
@@ -152,6 +153,10 @@ struct Limits {
     trace: Option<PathBuf>,
     #[command(flatten)]
     console: console::ConsoleOptions,
+    /// Once the guest runs, keep from this process what it does not need: system calls, files, capabilities
+    /// (log: let it through, the kernel's log has it)
+    #[arg(long, value_name = "HOW", value_parser = parse::sandbox(), default_value = "on")]
+    sandbox: sandbox::Mode,
     /// Write how the guest ended, as one line of JSON, to FILE or (-) to standard output
     #[arg(long, value_name = "FILE|-")]
     verdict: Option<PathBuf>,

@@ -41,6 +41,11 @@ pub struct NetOptions {
 }
 
 impl NetOptions {
+    /// Whether a program is started for it.
+    pub fn starts_a_program(&self) -> bool {
+        matches!(self.way, Way::User(_))
+    }
+
     /// Opens what the guest's network number `index` needs, for a guest with `cpus` CPUs.
     pub fn open(&self, index: usize, cpus: usize) -> Result<Box<dyn VirtioDevice>> {
         let mac = self.mac.unwrap_or(Mac::of(index));

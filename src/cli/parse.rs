@@ -7,6 +7,7 @@ use bivisor::devices::debug_console::Shown;
 use bivisor::exit::{BusAddr, Space};
 use bivisor::gdb;
 use bivisor::memory::{ImageMemory, RamRange};
+use bivisor::sandbox::Mode;
 use bivisor::virtio::Carrier;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
@@ -61,6 +62,15 @@ pub fn carrier() -> impl TypedValueParser<Value = Carrier> {
     PossibleValuesParser::new(["mmio", "pci"]).map(|word| match word.as_str() {
         "pci" => Carrier::Pci,
         _ => Carrier::Mmio,
+    })
+}
+
+/// `on`, `off` or `log`.
+pub fn sandbox() -> impl TypedValueParser<Value = Mode> {
+    PossibleValuesParser::new(["on", "off", "log"]).map(|word| match word.as_str() {
+        "off" => Mode::Off,
+        "log" => Mode::Log,
+        _ => Mode::On,
     })
 }
 

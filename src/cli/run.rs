@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -18,8 +19,10 @@ use bivisor::guests;
 use bivisor::kernel;
 use bivisor::machine::Machine;
 use bivisor::outcome::{Outcome, status};
+use bivisor::payload::cache::Cache;
 use bivisor::payload::load::Wish;
 use bivisor::payload::{BadImage, Payload};
+use bivisor::sandbox::{Again, Sandbox};
 use bivisor::symbols::Symbols;
 use bivisor::trace::Trace;
 use bivisor::verdict::{Verdict, report};
@@ -30,7 +33,8 @@ use super::{Limits, Run};
 /// `bivisor hello`.
 pub fn hello(limits: Limits) -> Result<u8> {
     let guest = guests::find("hello").expect("it is embedded");
-    start(|console| Ok(Config::new(Payload::Bytes(guest.image), console)), &limits, None)
+    let sandbox = Sandbox::new(limits.sandbox, again(&limits, false, Vec::new()));
+    start(|console| Ok(Config::new(Payload::Bytes(guest.image), console)), &limits, sandbox, None)
 }
 
 /// `bivisor run FILE`.
@@ -85,7 +89,12 @@ pub fn image(options: Run) -> Result<u8> {
         .symbols
         .as_ref()
         .map(|path| File::open(path).with_context(|| format!("--symbols {}", path.display())));
-    start(build, &options.limits, symbols.transpose()?.as_ref()).map_err(named)
+    let named_files = [&options.file].into_iter().chain(&options.initrd).chain(&options.initrd_dir);
+    let files = named_files.map(PathBuf::as_path).chain(options.devices.files());
+    let programs = options.devices.start_programs();
+    let again = again(&options.limits, programs, files.map(PathBuf::from).collect());
+    let sandbox = Sandbox::new(options.limits.sandbox, again);
+    start(build, &options.limits, sandbox, symbols.transpose()?.as_ref()).map_err(named)
 }
 
 /// The name of the file at `path`, without folders.
@@ -123,20 +132,35 @@ fn trace(limits: &Limits, began: Instant) -> Result<Option<Trace>> {
     })
 }
 
+/// What is needed once more after a reset: `files`, the cache, and `programs` if there are some.
+fn again(limits: &Limits, programs: bool, mut files: Vec<PathBuf>) -> Again {
+    match limits.reboot {
+        false => Again::Never,
+        true if programs => Again::BuildWithPrograms,
+        true => {
+            files.extend(Cache::folder_of_user());
+            Again::Build(files)
+        }
+    }
+}
+
 /// Builds the machine that `build` configures, runs it, again after a reset if that is wanted, and
 /// tells how it ended.
 fn start(
     build: impl Fn(Console) -> Result<Config>,
     limits: &Limits,
+    sandbox: Option<Arc<Sandbox>>,
     symbols: Option<&File>,
 ) -> Result<u8> {
+    // What is started for a guest from now on is in there.
+    sandbox.iter().for_each(Sandbox::surround);
     // Opened first: a verdict that can't be written is known before the guest runs.
     let mut verdict = verdict_file(limits)?;
     let mut tell = |verdict_is: Verdict| match &mut verdict {
         Some(file) => file.write_all(verdict_is.json().as_bytes()).context("write the verdict"),
         None => Ok(()),
     };
-    match run(build, limits) {
+    match run(build, limits, sandbox.as_ref()) {
         Ok((outcome, reboots)) => {
             tell(Verdict::new(&outcome).after(reboots))?;
             explain(&outcome, symbols);
@@ -151,7 +175,11 @@ fn start(
 
 /// Runs machines until one is not to be started again; gives its end, and how many there were
 /// before it.
-fn run(build: impl Fn(Console) -> Result<Config>, limits: &Limits) -> Result<(Outcome, u64)> {
+fn run(
+    build: impl Fn(Console) -> Result<Config>,
+    limits: &Limits,
+    sandbox: Option<&Arc<Sandbox>>,
+) -> Result<(Outcome, u64)> {
     let mut console = limits.console.open()?;
     let began = crate::start::began();
     let mut trace = trace(limits, began)?;
@@ -162,6 +190,7 @@ fn run(build: impl Fn(Console) -> Result<Config>, limits: &Limits) -> Result<(Ou
         config.timeout = timeout;
         config.max_exits = max_exits;
         config.catch_signals = true;
+        config.sandbox = sandbox.cloned();
         // The first machine's alone: a trace has one end.
         config.trace = trace.take();
         config.began = if reboots == 0 { began } else { Instant::now() };
@@ -210,7 +239,9 @@ fn timings(outcome: &Outcome) -> String {
 /// Says why the guest ended where that was not its own wish, and where its CPUs were.
 fn explain(outcome: &Outcome, symbols: Option<&File>) {
     if let Some(reason) = outcome.stop.explanation() {
-        crate::complain(&reason);
+        if !matches!(outcome.stop, Stop::Refused(_)) {
+            crate::complain(&reason);
+        }
         // Read only now: most guests end well.
         let symbols = symbols.filter(|_| !outcome.cpus.is_empty()).map(Symbols::read);
         let symbols = symbols.transpose().unwrap_or_else(|error| {

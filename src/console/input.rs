@@ -25,6 +25,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::Nature;
 use super::keys::{Keys, Press};
+use crate::sandbox::{self, Kind};
 use crate::{sys, terminal};
 
 /// What the guest reads after the input's last byte: "end of transmission" (ASCII 4), which a
@@ -129,8 +130,8 @@ impl Input {
         self.started.store(true, Ordering::Release);
         if let Some((file, stop)) = queue.source.take().filter(|_| !queue.stopping) {
             let input = self.clone();
-            let reader = std::thread::Builder::new().name("input".into());
-            match reader.spawn(move || input.read_all(file, &stop)) {
+            let read = move || input.read_all(file, &stop);
+            match sandbox::spawn(Kind::Input, "input".into(), read) {
                 Ok(reader) => {
                     *self.reader.lock().unwrap_or_else(PoisonError::into_inner) = Some(reader);
                 }

@@ -67,11 +67,17 @@ pub struct Cache {
 impl Cache {
     /// The user's cache, which is made if need be.
     pub fn of_user() -> Option<Self> {
+        let folder = Self::folder_of_user()?;
+        // There already, or the next call fails.
+        let _ = folder.parent().map(|base| rustix::fs::mkdir(base, Mode::RWXU));
+        Self::open(&folder, LIMIT)
+    }
+
+    /// Where that one is, whether it exists or not.
+    pub fn folder_of_user() -> Option<PathBuf> {
         let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
         let base = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
-        // There already, or the next call fails.
-        let _ = rustix::fs::mkdir(&base, Mode::RWXU);
-        Self::open(&base.join("bivisor"), LIMIT)
+        Some(base.join("bivisor"))
     }
 
     /// The cache in `folder`, which is made if need be, of at most `limit` bytes.

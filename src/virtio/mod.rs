@@ -30,6 +30,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use self::queue::Queue;
 use self::worker::Work;
+use crate::sandbox::Kind;
 
 /// What carries the virtio devices of a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +51,11 @@ pub trait VirtioDevice: Send {
 
     /// Its number (section 5 "Device Types").
     fn id(&self) -> u32;
+
+    /// What its workers do, for the sandbox.
+    fn kind(&self) -> Kind {
+        Kind::Device
+    }
 
     /// Feature bits of this type. Those of rings and transports are added to them.
     fn features(&self) -> u64 {

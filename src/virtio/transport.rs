@@ -243,7 +243,7 @@ impl Transport {
         for (number, work) in works.into_iter().enumerate() {
             // A thread's name has 15 characters (prctl(2), PR_SET_NAME).
             let name = format!("{} {number}", self.device.name());
-            self.workers.push(Worker::start(name, work, broken.clone())?);
+            self.workers.push(Worker::start(self.device.kind(), name, work, broken.clone())?);
         }
         Ok(())
     }

@@ -6,11 +6,13 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 
 use anyhow::{Context, Result};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
+
+use crate::sandbox::{self, Kind};
 
 /// What one worker does. All calls come from its thread.
 pub trait Work: Send {
@@ -80,8 +82,9 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts `work` on a thread named `name`. `broken` is told, once, if it fails.
+    /// Starts `work` on a thread of this kind named `name`. `broken` is told, once, if it fails.
     pub fn start(
+        kind: Kind,
         name: String,
         work: Box<dyn Work>,
         broken: Arc<dyn Fn(anyhow::Error) + Send + Sync>,
@@ -104,7 +107,7 @@ impl Worker {
                 broken(error);
             }
         };
-        let thread = thread::Builder::new().name(name).spawn(body).context("start a worker")?;
+        let thread = sandbox::spawn(kind, name, body).context("start a worker")?;
         Ok(Self { stop, thread: Some(thread) })
     }
 }

@@ -30,6 +30,7 @@ use self::disk::Disk;
 use self::pool::Pool;
 use self::request::{MAX_RANGES, SECTOR, Server};
 use self::ring::Ring;
+use crate::sandbox::Kind;
 use crate::virtio::queue::Queue;
 use crate::virtio::worker::Work;
 use crate::virtio::{ConfigChange, VirtioDevice, read_from};
@@ -109,6 +110,10 @@ impl VirtioDevice for Block {
 
     fn id(&self) -> u32 {
         ID
+    }
+
+    fn kind(&self) -> Kind {
+        Kind::Block
     }
 
     fn features(&self) -> u64 {

@@ -6,13 +6,14 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 
 use anyhow::{Context, Result};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::request::{Request, Server};
+use crate::sandbox::{self, Kind};
 use crate::virtio::chain::Malformed;
 use crate::virtio::queue::Queue;
 use crate::virtio::worker::{Watch, Work};
@@ -138,8 +139,9 @@ impl Pool {
         let mut pool = Self { shared, helpers: Vec::new(), queue_index, kick };
         for number in 0..HELPERS {
             let shared = pool.shared.clone();
-            let thread = thread::Builder::new().name(format!("disk {queue_index}.{number}"));
-            pool.helpers.push(thread.spawn(move || shared.help()).context("start a thread")?);
+            let name = format!("disk {queue_index}.{number}");
+            let helper = sandbox::spawn(Kind::Block, name, move || shared.help());
+            pool.helpers.push(helper.context("start a thread")?);
         }
         Ok(pool)
     }

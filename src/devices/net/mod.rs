@@ -43,6 +43,7 @@ use self::link::{Carrier, Link};
 use self::receive::Receive;
 use self::room::Room;
 use self::transmit::Transmit;
+use crate::sandbox::Kind;
 use crate::virtio::chain::Chain;
 use crate::virtio::queue::Queue;
 use crate::virtio::worker::Work;
@@ -113,6 +114,10 @@ impl VirtioDevice for Net {
 
     fn id(&self) -> u32 {
         ID
+    }
+
+    fn kind(&self) -> Kind {
+        Kind::Net
     }
 
     fn features(&self) -> u64 {

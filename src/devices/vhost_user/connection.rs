@@ -7,8 +7,10 @@
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -24,6 +26,7 @@ use virtio_queue::QueueT;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::memory::GuestRam;
+use crate::sandbox::{self, Kind};
 use crate::virtio::queue::Queue;
 
 /// How long a conversation may take. Our choice: a back end that has just been started takes a
@@ -198,28 +201,30 @@ impl Connection {
 /// Shuts a connection down unless it is asked in time whether it did.
 struct Deadline {
     in_time: Sender<()>,
-    thread: JoinHandle<bool>,
+    thread: JoinHandle<()>,
+    over: Arc<AtomicBool>,
 }
 
 impl Deadline {
     fn new(socket: UnixStream, patience: Duration) -> Result<Self> {
         let (in_time, told) = channel();
+        let over = Arc::new(AtomicBool::new(false));
+        let missed = over.clone();
         let wait = move || {
-            let over = told.recv_timeout(patience) == Err(RecvTimeoutError::Timeout);
-            if over {
+            if told.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
+                missed.store(true, Ordering::Release);
                 // One that is closed already is as good.
                 let _ = socket.shutdown(std::net::Shutdown::Both);
             }
-            over
         };
-        let thread = thread::Builder::new().name("deadline".into()).spawn(wait);
-        Ok(Self { in_time, thread: thread.context("start a thread")? })
+        let thread = sandbox::spawn(Kind::Device, "deadline".into(), wait);
+        Ok(Self { in_time, thread: thread.context("start a thread")?, over })
     }
 
     fn missed(self) -> bool {
         drop(self.in_time);
         // A panic was told when it happened.
-        self.thread.join().unwrap_or(true)
+        self.thread.join().is_err() || self.over.load(Ordering::Acquire)
     }
 }
 

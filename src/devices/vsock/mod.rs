@@ -28,6 +28,7 @@ use anyhow::{Result, ensure};
 use self::packet::HOST_CID;
 use self::worker::Mover;
 use crate::bound_socket::BoundSocket;
+use crate::sandbox::Kind;
 use crate::virtio::queue::Queue;
 use crate::virtio::worker::Work;
 use crate::virtio::{ConfigChange, VirtioDevice, read_from};
@@ -76,6 +77,10 @@ impl VirtioDevice for Vsock {
 
     fn id(&self) -> u32 {
         ID
+    }
+
+    fn kind(&self) -> Kind {
+        Kind::Vsock
     }
 
     fn features(&self) -> u64 {
