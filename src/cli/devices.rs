@@ -10,6 +10,7 @@ use bivisor::devices::block::raw::{Access, Raw};
 use bivisor::devices::block::{Block, Engine};
 use bivisor::devices::entropy::Entropy;
 use bivisor::devices::vhost_user;
+use bivisor::virtio::limit::Rates;
 use bivisor::virtio::{Carrier, VirtioDevice};
 
 use super::net::{self, NetOptions};
@@ -20,14 +21,16 @@ use super::vsock::{VsockOptions, vsock};
 /// The devices of a guest. It finds them in this order: those of one option in the order given.
 #[derive(clap::Args)]
 pub struct DeviceOptions {
-    /// Give the guest this disk (repeatable). The format is what the file's suffix says, or raw; a comma in PATH is doubled
-    #[arg(long, value_name = "PATH[,format=raw|qcow2][,readonly][,serial=TEXT][,direct][,backing]|vhost-user=PATH", value_parser = disk)]
+    /// Give the guest this disk (repeatable). The format is what the file's suffix says, or raw; iops and
+    /// bandwidth are requests and bytes a second at most; a comma in PATH is doubled
+    #[arg(long, value_name = "PATH[,format=raw|qcow2][,readonly][,serial=TEXT][,direct][,backing][,iops=N][,bandwidth=SIZE]|vhost-user=PATH", value_parser = disk)]
     disk: Vec<DiskSource>,
     /// Give the guest an empty disk that is gone afterwards (repeatable; behind those of --disk)
     #[arg(long, value_name = "SIZE", value_parser = parse::size, allow_hyphen_values = true)]
     scratch: Vec<u64>,
     /// Give the guest a network: through passt, a tap device, an inherited descriptor, a Unix socket or
-    /// a vhost-user back end (repeatable; also mac=ADDRESS and mtu=BYTES)
+    /// a vhost-user back end (repeatable; also mac=ADDRESS, mtu=BYTES, and frames and bytes a second at most
+    /// in each direction by iops=N and bandwidth=SIZE)
     #[arg(long, value_name = net::FORMS, value_parser = net::net)]
     net: Vec<NetOptions>,
     /// Give the guest the host's random bytes
@@ -64,6 +67,7 @@ struct DiskOptions {
     backing: bool,
     access: Access,
     serial: String,
+    rates: Rates,
 }
 
 impl DeviceOptions {
@@ -112,12 +116,9 @@ impl DiskSource {
                 let what = || format!("--disk {}", disk.path.display());
                 let format = disk.format.unwrap_or_else(|| Format::of_name(&disk.path));
                 let opened = format.open(&disk.path, disk.access, disk.backing);
-                Ok(Box::new(Block::new(
-                    opened.with_context(what)?,
-                    &disk.serial,
-                    cpus,
-                    Engine::Best,
-                )))
+                let opened = opened.with_context(what)?;
+                let block = Block::new(opened, &disk.serial, cpus, Engine::Best);
+                Ok(Box::new(block.limited(disk.rates)))
             }
             Self::VhostUser(path) => {
                 let what = || format!("--disk vhost-user={}", path.display());
@@ -141,6 +142,19 @@ pub fn parts(text: &str) -> Vec<String> {
         }
     }
     parts
+}
+
+/// Sets what `name`, iops or bandwidth, may be in a second.
+pub fn limit(rates: &mut Rates, name: &str, number: &str) -> Result<(), String> {
+    let value = parse::size(number)?;
+    if value == 0 {
+        return Err(format!("{name}=0: leave it out, or let something through"));
+    }
+    match name {
+        "iops" => rates.operations = Some(value),
+        _ => rates.bytes = Some(value),
+    }
+    Ok(())
 }
 
 /// `PATH`, then options, each behind a comma; or `vhost-user=PATH`.
@@ -168,10 +182,12 @@ fn disk(text: &str) -> Result<DiskSource, String> {
                 disk.format = Some(format.ok_or(format!("{part}: the formats are raw and qcow2"))?);
             }
             Some(("serial", serial)) if serial.len() <= 20 => disk.serial = serial.into(),
+            Some((name @ ("iops" | "bandwidth"), number)) => limit(&mut disk.rates, name, number)?,
             Some(("serial", _)) => return Err(format!("{part}: at most 20 bytes")),
             _ => {
                 return Err(format!(
-                    "'{part}' is not format=raw, format=qcow2, readonly, serial=TEXT, direct or backing \
+                    "'{part}' is not format=raw, format=qcow2, readonly, serial=TEXT, direct, backing, iops=N or \
+                     bandwidth=SIZE \
                      (a comma in the path is doubled)"
                 ));
             }
@@ -189,6 +205,7 @@ mod tests {
         let file = |disk: DiskOptions| Some(DiskSource::File(disk));
         let path = |path: &str| DiskOptions { path: path.into(), ..DiskOptions::default() };
         let read_only = Access { read_only: true, ..Access::default() };
+        let rates = Rates { operations: Some(100), bytes: Some(2 << 20) };
         for (text, expected) in [
             ("a", file(path("a"))),
             ("a,,b", file(path("a,b"))),
@@ -196,6 +213,9 @@ mod tests {
             ("a,backing", file(DiskOptions { backing: true, ..path("a") })),
             ("a,format=vmdk", None),
             ("a,readonly", file(DiskOptions { access: read_only, ..path("a") })),
+            ("a,iops=100,bandwidth=2M", file(DiskOptions { rates, ..path("a") })),
+            ("a,iops=0", None),
+            ("a,bandwidth=-1", None),
             ("a,serial=x=y", file(DiskOptions { serial: "x=y".into(), ..path("a") })),
             ("", None),
             (",readonly", None),

@@ -9,8 +9,9 @@ use bivisor::devices::net::passt::{self, Forward, Protocol};
 use bivisor::devices::net::{Mac, Net, socket, tap};
 use bivisor::devices::vhost_user;
 use bivisor::virtio::VirtioDevice;
+use bivisor::virtio::limit::Rates;
 
-use super::devices::parts;
+use super::devices::{limit, parts};
 
 /// The forms of the option, for its help.
 pub const FORMS: &str =
@@ -38,6 +39,7 @@ pub struct NetOptions {
     way: Way,
     mac: Option<Mac>,
     mtu: Option<u16>,
+    rates: Rates,
 }
 
 impl NetOptions {
@@ -67,7 +69,7 @@ impl NetOptions {
             }
         };
         let link = link.with_context(what)?;
-        Ok(Box::new(Net::new(link, mac, self.mtu)))
+        Ok(Box::new(Net::new(link, mac, self.mtu).limited(self.rates)))
     }
 }
 
@@ -87,16 +89,22 @@ pub fn net(text: &str) -> Result<NetOptions, String> {
             ));
         }
     };
-    let mut net = NetOptions { way, mac: None, mtu: None };
+    let mut net = NetOptions { way, mac: None, mtu: None, rates: Rates::default() };
     for part in parts {
         match (part.split_once('='), &mut net.way) {
             (Some(("mac", address)), _) => net.mac = Some(mac(address)?),
             (Some(("mtu", bytes)), _) => net.mtu = Some(mtu(bytes)?),
+            (Some(("iops" | "bandwidth", _)), Way::VhostUser(_)) => {
+                return Err(format!("'{part}' is the back end's to say: leave it out"));
+            }
+            (Some((name @ ("iops" | "bandwidth"), number)), _) => {
+                limit(&mut net.rates, name, number)?;
+            }
             (Some(("hostfwd", ports)), Way::User(forwards)) => forwards.push(forward(ports)?),
             (Some(("hostfwd", _)), _) => return Err("only user has hostfwd".into()),
             _ => {
                 return Err(format!(
-                    "'{part}' is not hostfwd=tcp:HOSTPORT:GUESTPORT, mac=ADDRESS or mtu=BYTES \
+                    "'{part}' is not hostfwd=tcp:HOSTPORT:GUESTPORT, mac=ADDRESS, mtu=BYTES, iops=N or bandwidth=SIZE \
                      (a comma in a path is doubled)"
                 ));
             }
@@ -161,7 +169,7 @@ mod tests {
     use super::*;
 
     fn plain(way: Way) -> NetOptions {
-        NetOptions { way, mac: None, mtu: None }
+        NetOptions { way, mac: None, mtu: None, rates: Rates::default() }
     }
 
     // HOSTILE 41: values of MAC and MTU.
@@ -178,6 +186,12 @@ mod tests {
         let sized = |mtu| Some(NetOptions { mtu: Some(mtu), ..user() });
         for (text, expected) in [
             ("user", Some(user())),
+            ("tap=tap0,iops=9,bandwidth=1M", {
+                let rates = Rates { operations: Some(9), bytes: Some(1 << 20) };
+                Some(NetOptions { rates, ..plain(Way::Tap("tap0".into())) })
+            }),
+            ("user,bandwidth=0", None),
+            ("vhost-user=/run/n,iops=9", None),
             ("tap=tap0", Some(plain(Way::Tap("tap0".into())))),
             ("unix=a,,b", Some(plain(Way::Unix("a,b".into())))),
             ("fd=3", Some(plain(Way::Fd(3)))),

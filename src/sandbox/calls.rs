@@ -52,8 +52,12 @@ const EVERY: Rules = &[
     call("close"),
     call("exit"),
     call("exit_group"),
+    ("fcntl", &[equal(1, libc::F_DUPFD as u32)]),
+    ("fcntl", &[equal(1, libc::F_DUPFD_CLOEXEC as u32)]),
     ("fcntl", &[equal(1, libc::F_GETFD as u32)]),
     ("fcntl", &[equal(1, libc::F_GETFL as u32)]),
+    ("fcntl", &[equal(1, libc::F_SETFD as u32)]),
+    ("fcntl", &[equal(1, libc::F_SETFL as u32)]),
     call("futex"),
     call("getpid"),
     call("getrandom"),
@@ -87,7 +91,6 @@ const WATCH: Rules = &[
     call("epoll_pwait"),
     call("epoll_wait"),
     call("eventfd2"),
-    ("fcntl", &[equal(1, libc::F_DUPFD_CLOEXEC as u32)]),
 ];
 
 /// Talking through sockets that are there.
@@ -161,13 +164,13 @@ const BLOCK: Rules = &[
     call("pwrite64"),
     call("pwritev"),
     call("pwritev2"),
+    call("stat"),
     call("statx"),
 ];
 
 const VSOCK: Rules = &[
     call("accept4"),
     call("connect"),
-    ("fcntl", &[equal(1, libc::F_SETFL as u32)]),
     call("getsockopt"),
     ("ioctl", &request(0x5421)),
     call("setsockopt"),
@@ -177,8 +180,7 @@ const VSOCK: Rules = &[
 /// Memory that comes back from a guest may be a file's.
 const DEVICE: Rules = &[call("fallocate")];
 
-const DEBUGGER: Rules =
-    &[call("accept4"), ("ioctl", &request(0x5421)), call("setsockopt"), call("fcntl")];
+const DEBUGGER: Rules = &[call("accept4"), ("ioctl", &request(0x5421)), call("setsockopt")];
 
 /// Ending: what was opened is closed and removed, programs are waited for, other threads are started
 /// but no process.
@@ -191,6 +193,7 @@ const EVENT_LOOP: Rules = &[
     // One more filter, for a thread that it starts.
     ("seccomp", &[equal(0, libc::SECCOMP_SET_MODE_FILTER)]),
     ("prctl", &[equal(0, libc::PR_SET_NO_NEW_PRIVS as u32)]),
+    call("lstat"),
     // The name of a file that has shrunk.
     call("readlink"),
     call("readlinkat"),
@@ -218,7 +221,6 @@ const BUILD: Rules = &[
     call("io_uring_register"),
     call("io_uring_setup"),
     call("listen"),
-    call("lstat"),
     call("memfd_create"),
     call("mkdir"),
     call("mkdirat"),
@@ -233,7 +235,6 @@ const BUILD: Rules = &[
     call("signalfd4"),
     call("socket"),
     call("socketpair"),
-    call("stat"),
     call("statfs"),
     call("sysinfo"),
     call("uname"),

@@ -153,10 +153,12 @@ impl Sandbox {
     pub fn prepare(&self, wake: &EventFd) -> Result<()> {
         refused::catch(wake.as_raw_fd()).context("catch refused system calls")?;
         if self.rules.get().is_none() && self.mode == Mode::On {
-            let _ = self
-                .rules
-                .set(files::rules(&self.again, &self.known().sockets).context("landlock")?);
+            let rules = files::rules(&self.again, &self.known().sockets).context("landlock")?;
+            let _ = self.rules.set(rules);
         }
+        // These enter at the same time, and would wait for each other's allocations.
+        self.filter(Kind::Vcpu)?;
+        self.filter(Kind::EventLoop)?;
         Ok(())
     }
 
@@ -173,28 +175,31 @@ impl Sandbox {
     }
 
     fn confine(&self, kind: Kind, heir: bool) -> Result<()> {
-        let programs = self.known().programs.clone();
         if self.mode == Mode::On && !heir {
             set_no_new_privs(true).context("no new privileges")?;
             if let Some(rules) = self.rules.get().and_then(Option::as_ref) {
                 files::restrict_self(rules).context("landlock")?;
             }
             // One that has changed its user can't be ended without.
-            let kept =
-                if programs.is_empty() { CapabilitySet::empty() } else { CapabilitySet::KILL };
+            let kept = match self.known().programs.is_empty() {
+                true => CapabilitySet::empty(),
+                false => CapabilitySet::KILL,
+            };
             drop_capabilities(kept).context("drop capabilities")?;
         }
+        seccompiler::apply_filter(self.filter(kind)?).context("seccomp")
+    }
+
+    /// The filter of such threads, made once.
+    fn filter(&self, kind: Kind) -> Result<&BpfProgram> {
         let place = Kind::ALL.iter().position(|known| *known == kind).expect("it is one of them");
-        let filter = match self.filters[place].get() {
-            Some(filter) => filter,
-            None => {
-                let again = kind == Kind::EventLoop && self.again != Again::Never;
-                let rules = calls::allowed(kind, again, &programs);
-                let filter = filter::compile(&rules, self.mode).context("seccomp")?;
-                self.filters[place].get_or_init(|| filter)
-            }
-        };
-        seccompiler::apply_filter(filter).context("seccomp")
+        if let Some(filter) = self.filters[place].get() {
+            return Ok(filter);
+        }
+        let again = kind == Kind::EventLoop && self.again != Again::Never;
+        let rules = calls::allowed(kind, again, &self.known().programs);
+        let filter = filter::compile(&rules, self.mode).context("seccomp")?;
+        Ok(self.filters[place].get_or_init(|| filter))
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {

@@ -17,6 +17,7 @@ pub(crate) mod counted;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod driver;
+pub mod limit;
 pub mod mmio;
 pub mod pci;
 pub mod queue;

@@ -69,6 +69,12 @@ impl Watch {
         self.control(ControlOperation::Modify, fd.as_raw_fd(), events, OWN | u64::from(token))
     }
 
+    /// Watches a timer, whose end is as good as a notification of queue number `queue`.
+    pub fn add_wake_up(&self, timer: &impl AsRawFd, queue: usize) -> Result<()> {
+        let edges = EventSet::IN | EventSet::EDGE_TRIGGERED;
+        self.control(ControlOperation::Add, timer.as_raw_fd(), edges, QUEUE | queue as u64)
+    }
+
     /// No longer watches it.
     pub fn remove(&self, fd: &impl AsRawFd) -> Result<()> {
         self.control(ControlOperation::Delete, fd.as_raw_fd(), EventSet::empty(), 0)

@@ -18,7 +18,7 @@ mod ring;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use anyhow::Result;
 use virtio_bindings::bindings::virtio_blk::{
@@ -29,8 +29,9 @@ use virtio_bindings::bindings::virtio_blk::{
 use self::disk::Disk;
 use self::pool::Pool;
 use self::request::{MAX_RANGES, SECTOR, Server};
-use self::ring::Ring;
+use self::ring::{Berth, Ring};
 use crate::sandbox::Kind;
+use crate::virtio::limit::{Gate, Limit, Rates};
 use crate::virtio::queue::Queue;
 use crate::virtio::worker::Work;
 use crate::virtio::{ConfigChange, VirtioDevice, read_from};
@@ -71,10 +72,12 @@ pub fn best_engine() -> String {
 /// The device.
 pub struct Block {
     disk: Arc<dyn Disk>,
-    engine: Engine,
+    /// For each queue, if io_uring serves it.
+    rings: Vec<Berth>,
     serial: [u8; request::SERIAL_LEN],
     config: [u8; CONFIG_LEN],
     queues: usize,
+    limit: Option<Limit>,
 }
 
 impl Block {
@@ -99,7 +102,16 @@ impl Block {
         put(48, &request::MAX_SECTORS.to_le_bytes());
         put(52, &(MAX_RANGES as u32).to_le_bytes());
         put(56, &[1]);
-        Self { disk, engine, serial: told, config, queues }
+        let rings = if engine == Engine::Best && disk.file().is_some() { queues } else { 0 };
+        // Threads do what a ring is missing for.
+        let rings = (0..rings).map_while(|_| Some(Arc::new(Mutex::new(Some(ring::open().ok()?)))));
+        let rings = rings.collect();
+        Self { disk, rings, serial: told, config, queues, limit: None }
+    }
+
+    /// With no more than this in a second, of all queues together.
+    pub fn limited(self, rates: Rates) -> Self {
+        Self { limit: Limit::new(rates), ..self }
     }
 }
 
@@ -148,11 +160,15 @@ impl VirtioDevice for Block {
             // 5.2.6.2: without the feature there is no flush, so each write must last.
             write_through: features & 1 << VIRTIO_BLK_F_FLUSH == 0,
         });
-        let rings = self.engine == Engine::Best && self.disk.file().is_some();
-        let start = |queue| -> Result<Box<dyn Work>> {
-            Ok(match rings.then(ring::open) {
-                Some(Ok(ring)) => Box::new(Ring::new(queue, server.clone(), ring)),
-                _ => Box::new(Pool::new(queue, server.clone())?),
+        let start = |queue: Queue| -> Result<Box<dyn Work>> {
+            let gate = self.limit.as_ref().map(Gate::new).transpose()?;
+            let ring = match self.rings.get(queue.index()) {
+                Some(berth) => Ring::new(queue, server.clone(), gate, berth),
+                None => Err((queue, gate)),
+            };
+            Ok(match ring {
+                Ok(ring) => Box::new(ring),
+                Err((queue, gate)) => Box::new(Pool::new(queue, server.clone(), gate)?),
             })
         };
         queues.into_iter().map(start).collect()

@@ -15,6 +15,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::request::{Request, Server};
 use crate::sandbox::{self, Kind};
 use crate::virtio::chain::Malformed;
+use crate::virtio::limit::Gate;
 use crate::virtio::queue::Queue;
 use crate::virtio::worker::{Watch, Work};
 
@@ -29,6 +30,7 @@ const REQUESTS: usize = 64;
 pub struct Pool {
     shared: Arc<Shared>,
     helpers: Vec<JoinHandle<()>>,
+    gate: Option<Gate>,
     // A second one, for what the worker's frame wants to know without a lock.
     queue_index: usize,
     kick: EventFd,
@@ -122,7 +124,7 @@ impl Shared {
 
 impl Pool {
     /// The worker of `queue`.
-    pub fn new(queue: Queue, server: Arc<Server>) -> Result<Self> {
+    pub fn new(queue: Queue, server: Arc<Server>, gate: Option<Gate>) -> Result<Self> {
         let free = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
         let free = free.context("create an eventfd")?;
         let count = REQUESTS.min(usize::from(queue.size()));
@@ -136,7 +138,7 @@ impl Pool {
         let kick = queue.kick().try_clone().context("copy an eventfd")?;
         let (queue, desk) = (Mutex::new(queue), Mutex::new(desk));
         let shared = Arc::new(Shared { server, queue, desk, work: Condvar::new(), free });
-        let mut pool = Self { shared, helpers: Vec::new(), queue_index, kick };
+        let mut pool = Self { shared, helpers: Vec::new(), gate, queue_index, kick };
         for number in 0..HELPERS {
             let shared = pool.shared.clone();
             let name = format!("disk {queue_index}.{number}");
@@ -146,11 +148,22 @@ impl Pool {
         Ok(pool)
     }
 
+    /// The next request, if there is one that may go on.
+    fn take(&mut self) -> Result<Option<Request>> {
+        let Some(gate) = &mut self.gate else { return Ok(self.shared.take()?) };
+        if !gate.is_open()? {
+            return Ok(None);
+        }
+        let request = self.shared.take()?;
+        request.iter().for_each(|request| gate.pass(request.data_len()));
+        Ok(request)
+    }
+
     /// Carries out what is available.
     fn serve(&mut self) -> Result<()> {
-        let Some(mut last) = self.shared.take()? else { return Ok(()) };
+        let Some(mut last) = self.take()? else { return Ok(()) };
         loop {
-            match self.shared.take()? {
+            match self.take()? {
                 Some(next) => {
                     let earlier = std::mem::replace(&mut last, next);
                     lock(&self.shared.desk).waiting.push_back(earlier);
@@ -159,7 +172,7 @@ impl Pool {
                 None => {
                     self.shared.finish(last)?;
                     // More may have come meanwhile without a notification.
-                    match self.shared.take()? {
+                    match self.take()? {
                         Some(next) => last = next,
                         None => return Ok(()),
                     }
@@ -171,6 +184,9 @@ impl Pool {
 
 impl Work for Pool {
     fn begin(&mut self, watch: &Watch) -> Result<()> {
+        if let Some(gate) = &self.gate {
+            gate.watch(watch, self.queue_index)?;
+        }
         watch.add(&self.shared.free, 0, EventSet::IN)
     }
 

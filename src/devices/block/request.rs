@@ -84,6 +84,13 @@ impl Request {
         Self { chain: Chain::new(ram), status: Pieces::new(ram.clone()), room: 0 }
     }
 
+    /// Bytes of data, before anything is taken out of the buffers: what is left beside a header and a
+    /// status.
+    pub fn data_len(&self) -> usize {
+        let len = self.chain.readable.len() + self.chain.writable.len();
+        len.saturating_sub(HEADER_LEN + 1)
+    }
+
     /// Takes the status byte, the last that the device may write, out of the buffers. An error is one
     /// that the driver can't be told.
     pub fn prepare(&mut self) -> Result<(), Malformed> {

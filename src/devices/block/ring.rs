@@ -5,27 +5,71 @@
 //! and one after the other, which takes longer than the copy.
 
 use std::io;
+use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
+use io_uring::register::Restriction;
 use io_uring::{IoUring, opcode, squeue, types};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::request::{Asked, Refused, Request, Server};
+use crate::virtio::limit::Gate;
 use crate::virtio::queue::Queue;
 use crate::virtio::worker::{Watch, Work};
 
 /// Requests that may be under way. Our choice: as many as fill a disk's own queue.
 const REQUESTS: u32 = 128;
 
-/// A ring of the kernel's, or why there is none: it is old, forbids it, or has no memory for it.
+/// A ring of the kernel's, or why there is none: it is old, forbids it, or has no memory for it. All
+/// that it can be asked for is what a disk does with its file: a ring knows no filter of system calls.
 pub fn open() -> io::Result<IoUring> {
+    let builder = || {
+        let mut builder = IoUring::builder();
+        builder.setup_r_disabled();
+        builder
+    };
     // Without interrupts of the CPU when something is done; since Linux 5.19.
-    match IoUring::builder().setup_coop_taskrun().build(REQUESTS) {
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => IoUring::new(REQUESTS),
+    let ring = match builder().setup_coop_taskrun().build(REQUESTS) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => builder().build(REQUESTS),
         other => other,
+    }?;
+    let allowed = [opcode::Readv::CODE, opcode::Writev::CODE, opcode::Fsync::CODE];
+    let mut allowed = allowed.map(Restriction::sqe_op);
+    ring.submitter().register_restrictions(&mut allowed)?;
+    ring.submitter().register_enable_rings()?;
+    Ok(ring)
+}
+
+/// Where a queue's ring is while no driver uses it: none can be opened once the guest runs.
+pub type Berth = Arc<Mutex<Option<IoUring>>>;
+
+/// A ring that goes back to its berth.
+struct Moored {
+    /// There until it is dropped.
+    ring: Option<IoUring>,
+    berth: Berth,
+}
+
+impl Deref for Moored {
+    type Target = IoUring;
+
+    fn deref(&self) -> &IoUring {
+        self.ring.as_ref().expect("there until it is dropped")
+    }
+}
+
+impl DerefMut for Moored {
+    fn deref_mut(&mut self) -> &mut IoUring {
+        self.ring.as_mut().expect("there until it is dropped")
+    }
+}
+
+impl Drop for Moored {
+    fn drop(&mut self) {
+        *self.berth.lock().unwrap_or_else(PoisonError::into_inner) = self.ring.take();
     }
 }
 
@@ -49,7 +93,8 @@ struct Slot {
 pub struct Ring {
     server: Arc<Server>,
     queue: Queue,
-    ring: IoUring,
+    gate: Option<Gate>,
+    ring: Moored,
     slots: Vec<Slot>,
     free: Vec<u16>,
     /// Handed to the kernel and not come back.
@@ -57,12 +102,21 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// The worker of `queue`, whose disk has a file.
-    pub fn new(queue: Queue, server: Arc<Server>, ring: IoUring) -> Self {
+    /// The worker of `queue`, whose disk has a file; none if there is no ring at `berth`.
+    pub fn new(
+        queue: Queue,
+        server: Arc<Server>,
+        gate: Option<Gate>,
+        berth: &Berth,
+    ) -> Result<Self, (Queue, Option<Gate>)> {
+        let ring = berth.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(ring) = ring else { return Err((queue, gate)) };
+        let ring = Moored { ring: Some(ring), berth: berth.clone() };
         let count = queue.size().min(REQUESTS as u16);
         let slot = |_| Slot { request: Request::new(queue.ram()), step: Step::Flush, offset: 0 };
         let slots = (0..count).map(slot).collect();
-        Self { server, ring, slots, free: (0..count).rev().collect(), under_way: 0, queue }
+        let free = (0..count).rev().collect();
+        Ok(Self { server, gate, ring, slots, free, under_way: 0, queue })
     }
 
     fn serve(&mut self) -> Result<()> {
@@ -81,11 +135,17 @@ impl Ring {
     fn take(&mut self) -> Result<bool> {
         let mut taken = false;
         while let Some(&index) = self.free.last() {
+            if let Some(gate) = &mut self.gate
+                && !gate.is_open()?
+            {
+                break;
+            }
             let slot = &mut self.slots[usize::from(index)];
             if !self.queue.pop(&mut slot.request.chain)? {
                 break;
             }
             taken = true;
+            self.gate.iter().for_each(|gate| gate.pass(slot.request.data_len()));
             slot.request.prepare()?;
             let outcome = match self.server.asked(&mut slot.request.chain) {
                 Ok(asked) => match step(&self.server, &slot.request, &asked) {
@@ -226,7 +286,10 @@ fn enter(ring: &IoUring, wanted: usize) -> Result<()> {
 
 impl Work for Ring {
     fn begin(&mut self, watch: &Watch) -> Result<()> {
-        watch.add(&self.ring, 0, EventSet::IN)
+        if let Some(gate) = &self.gate {
+            gate.watch(watch, self.queue.index())?;
+        }
+        watch.add(&*self.ring, 0, EventSet::IN)
     }
 
     fn queues(&self) -> Vec<(usize, &EventFd)> {
@@ -247,6 +310,10 @@ impl Drop for Ring {
     fn drop(&mut self) {
         while self.under_way > 0 && enter(&self.ring, 1).is_ok() {
             self.under_way -= self.ring.completion().count();
+        }
+        if self.under_way > 0 {
+            // Not for another driver: its requests would be taken for this one's.
+            self.ring.berth = Berth::default();
         }
     }
 }

@@ -45,6 +45,7 @@ use self::room::Room;
 use self::transmit::Transmit;
 use crate::sandbox::Kind;
 use crate::virtio::chain::Chain;
+use crate::virtio::limit::{Gate, Limit, Rates};
 use crate::virtio::queue::Queue;
 use crate::virtio::worker::Work;
 use crate::virtio::{ConfigChange, VirtioDevice, read_from};
@@ -91,6 +92,8 @@ pub struct Net {
     mac: Mac,
     mtu: Option<u16>,
     carrier: Carrier,
+    /// To the guest, and from it.
+    limits: [Option<Limit>; 2],
 }
 
 impl Net {
@@ -99,7 +102,12 @@ impl Net {
     pub fn new(link: Link, mac: Mac, mtu: Option<u16>) -> Self {
         let carrier = Carrier::new(link.name.clone());
         let mtu = mtu.or(link.mtu);
-        Self { link, mac, mtu, carrier }
+        Self { link, mac, mtu, carrier, limits: [None, None] }
+    }
+
+    /// With no more than this in a second, in each direction.
+    pub fn limited(self, rates: Rates) -> Self {
+        Self { limits: [Limit::new(rates), Limit::new(rates)], ..self }
     }
 
     fn pairs(&self) -> usize {
@@ -179,6 +187,7 @@ impl VirtioDevice for Net {
             let (index, chain) = (queue.index(), Chain::new(queue.ram()));
             let (carrier, config) = (self.carrier.clone(), config.clone());
             let pair = self.link.pairs.get(index / 2).filter(|_| index < 2 * pairs);
+            let gate = self.limits[index % 2].as_ref().map(Gate::new).transpose()?;
             match (pair, index % 2) {
                 (Some(pair), 0) => works.push(Box::new(Receive {
                     source: pair.source.clone(),
@@ -186,6 +195,7 @@ impl VirtioDevice for Net {
                     carrier,
                     config,
                     features,
+                    gate,
                     watched: false,
                 })),
                 (Some(pair), _) => works.push(Box::new(Transmit {
@@ -195,6 +205,7 @@ impl VirtioDevice for Net {
                     carrier,
                     config,
                     features,
+                    gate,
                     watched: false,
                 })),
                 (None, _) if index == 2 * pairs && accepted(VIRTIO_NET_F_CTRL_VQ) => {

@@ -10,6 +10,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::link::{Carrier, Received, Source, Trouble};
 use super::room::Room;
 use crate::virtio::ConfigChange;
+use crate::virtio::limit::Gate;
 use crate::virtio::worker::{Watch, Work};
 
 /// Frames between two looks at what else there is to do. Our choice: a reset waits no longer.
@@ -27,12 +28,17 @@ pub struct Receive {
     pub config: ConfigChange,
     /// Features that the driver has accepted.
     pub features: u64,
+    /// How much may come in a second.
+    pub gate: Option<Gate>,
     /// The link is watched for input.
     pub watched: bool,
 }
 
 impl Work for Receive {
-    fn begin(&mut self, _: &Watch) -> Result<()> {
+    fn begin(&mut self, watch: &Watch) -> Result<()> {
+        if let Some(gate) = &self.gate {
+            gate.watch(watch, self.room.queue().index())?;
+        }
         self.source.lock().unwrap_or_else(PoisonError::into_inner).restart(self.features);
         Ok(())
     }
@@ -61,8 +67,18 @@ impl Receive {
             if !wanted {
                 break;
             }
+            if let Some(gate) = &mut self.gate
+                && !gate.is_open()?
+            {
+                wanted = false;
+                break;
+            }
+            let had = self.room.given();
             match source.receive(&mut self.room) {
-                Ok(Received::Frame | Received::Dropped) => {}
+                Ok(Received::Frame | Received::Dropped) => {
+                    let len = self.room.given().wrapping_sub(had);
+                    self.gate.iter().for_each(|gate| gate.pass(len));
+                }
                 Ok(Received::Nothing) => break,
                 Ok(Received::NoRoom) => wanted = false,
                 Err(Trouble::Guest(malformed)) => Err(malformed)?,

@@ -42,6 +42,7 @@ pub struct Room {
     mergeable: bool,
     /// The driver is to be told of frames.
     unsaid: bool,
+    given: usize,
 }
 
 impl Room {
@@ -50,12 +51,17 @@ impl Room {
         let (chain, ram) = (Chain::new(queue.ram()), queue.ram().clone());
         let held = VecDeque::with_capacity(queue.size().into());
         let (pieces, header) = (Pieces::new(ram.clone()), Pieces::new(ram));
-        Self { queue, chain, held, pieces, header, mergeable, unsaid: false }
+        Self { queue, chain, held, pieces, header, mergeable, unsaid: false, given: 0 }
     }
 
     /// The queue that it is in.
     pub fn queue(&self) -> &Queue {
         &self.queue
+    }
+
+    /// Bytes of frames that the driver has been given so far. It wraps.
+    pub fn given(&self) -> usize {
+        self.given
     }
 
     /// Makes room for `bytes` of a frame, beside its header.
@@ -131,6 +137,7 @@ impl Room {
             self.pieces.take_front(header::LEN, &mut self.header);
         }
         self.unsaid = true;
+        self.given = self.given.wrapping_add(len);
         Ok(())
     }
 

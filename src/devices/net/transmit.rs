@@ -12,6 +12,7 @@ use super::header::{self, Header};
 use super::link::{Carrier, Sink};
 use crate::virtio::ConfigChange;
 use crate::virtio::chain::Chain;
+use crate::virtio::limit::Gate;
 use crate::virtio::queue::Queue;
 use crate::virtio::worker::{Watch, Work};
 
@@ -32,11 +33,17 @@ pub struct Transmit {
     pub config: ConfigChange,
     /// Features that the driver has accepted.
     pub features: u64,
+    /// How much may go in a second.
+    pub gate: Option<Gate>,
     /// The link is watched for room.
     pub watched: bool,
 }
 
 impl Work for Transmit {
+    fn begin(&mut self, watch: &Watch) -> Result<()> {
+        self.gate.as_ref().map_or(Ok(()), |gate| gate.watch(watch, self.queue.index()))
+    }
+
     fn queues(&self) -> Vec<(usize, &EventFd)> {
         vec![(self.queue.index(), self.queue.kick())]
     }
@@ -56,7 +63,16 @@ impl Transmit {
         let mut sink = sink.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut count, mut full) = (0, false);
         let pair = self.queue.index() / 2;
-        while count < AT_ONCE && self.queue.pop(&mut self.chain)? {
+        while count < AT_ONCE {
+            if let Some(gate) = &mut self.gate
+                && !gate.is_open()?
+            {
+                break;
+            }
+            if !self.queue.pop(&mut self.chain)? {
+                break;
+            }
+            let len = self.chain.readable.len();
             match self.send(&mut *sink) {
                 Ok(true) => {}
                 Ok(false) => {
@@ -66,6 +82,7 @@ impl Transmit {
                 }
                 Err(error) => self.carrier.lost(pair, &error, &self.config),
             }
+            self.gate.iter().for_each(|gate| gate.pass(len.saturating_sub(header::LEN)));
             self.queue.push(self.chain.head, 0)?;
             count += 1;
         }
