@@ -109,6 +109,12 @@ impl Bus {
         self.slots[index].name
     }
 
+    /// Where device `index` lies, and its bytes.
+    #[cfg(any(test, fuzzing))]
+    pub fn range(&self, index: usize) -> (BusAddr, u64) {
+        (self.slots[index].at, self.slots[index].len)
+    }
+
     /// How many devices there are; their indices are below it.
     pub fn len(&self) -> usize {
         self.slots.len()

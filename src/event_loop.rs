@@ -191,6 +191,7 @@ impl Machine {
                 balloon: self.balloon.as_deref(),
             };
             wait.run(signals.as_ref(), deadline, stall);
+            crew.close();
         });
         refused::forget();
         // It borrows what is taken apart below.

@@ -7,6 +7,8 @@
 //! [`virtio`]'s.
 
 mod devices;
+#[cfg(any(test, fuzzing))]
+pub mod player;
 mod virtio;
 
 use std::sync::Arc;

@@ -8,6 +8,7 @@ pub mod qcow2;
 pub mod rings;
 pub mod seeds;
 pub mod tables;
+pub mod whole;
 
 pub use bivisor;
 pub use libfuzzer_sys::fuzz_target;

@@ -11,7 +11,7 @@ use crate::virtio::worker::{Watch, Work};
 use crate::virtio::{ConfigChange, VirtioDevice};
 
 /// Its number (5.4.1).
-const ID: u32 = 4;
+pub(crate) const ID: u32 = 4;
 
 /// Our choice: drivers ask for less than a page, one request at a time.
 const QUEUE_SIZE: u16 = 8;

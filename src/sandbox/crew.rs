@@ -1,10 +1,11 @@
 //! Starts threads for those that must not: what a thread starts inherits its confinement, and a disk's
-//! helper that was confined like a vCPU could not read a file.
+//! helper that was confined like a vCPU could not read a file. C libraries block all signals while they
+//! start a thread, so that one that must not would not even be told.
 
 use std::io;
 use std::mem;
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use vmm_sys_util::eventfd::EventFd;
@@ -18,14 +19,19 @@ struct Job {
 
 /// Threads that are wanted, and who is told of them.
 pub struct Crew {
-    jobs: Mutex<Vec<Job>>,
+    /// None once nobody serves any more.
+    jobs: Mutex<Option<Vec<Job>>>,
     wake: Arc<EventFd>,
 }
 
 impl Crew {
     /// `wake` is written to when a thread is wanted; then [`Crew::serve`] is to be called.
     pub fn new(wake: Arc<EventFd>) -> Arc<Self> {
-        Arc::new(Self { jobs: Mutex::default(), wake })
+        Arc::new(Self { jobs: Mutex::new(Some(Vec::new())), wake })
+    }
+
+    fn jobs(&self) -> MutexGuard<'_, Option<Vec<Job>>> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Has a thread started, and waits for that. `body` is told whether that was from inside the sandbox.
@@ -35,7 +41,10 @@ impl Crew {
         body: Box<dyn FnOnce(bool) + Send>,
     ) -> io::Result<JoinHandle<()>> {
         let (answer, answered) = channel();
-        self.jobs.lock().unwrap_or_else(PoisonError::into_inner).push(Job { name, body, answer });
+        match &mut *self.jobs() {
+            Some(jobs) => jobs.push(Job { name, body, answer }),
+            None => return Err(io::ErrorKind::BrokenPipe.into()),
+        }
         // A full counter (EAGAIN) is readable too.
         let _ = self.wake.write(1);
         answered.recv().unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))
@@ -43,7 +52,7 @@ impl Crew {
 
     /// Starts what is wanted.
     pub fn serve(&self) {
-        let jobs = mem::take(&mut *self.jobs.lock().unwrap_or_else(PoisonError::into_inner));
+        let jobs = self.jobs().as_mut().map(mem::take).unwrap_or_default();
         let inside = super::is_inside();
         for job in jobs {
             let body = job.body;
@@ -51,6 +60,11 @@ impl Crew {
             // Whoever asked waits for it.
             let _ = job.answer.send(thread);
         }
+    }
+
+    /// Starts nothing any more. Whoever waits, or asks later, gets an error.
+    pub fn close(&self) {
+        *self.jobs() = None;
     }
 }
 
@@ -72,5 +86,7 @@ mod tests {
         crew.serve();
         asker.join().unwrap();
         assert_eq!(heard.recv().unwrap().as_deref(), Some("wanted"));
+        crew.close();
+        assert!(crew.start("late".into(), Box::new(|_| ())).is_err());
     }
 }

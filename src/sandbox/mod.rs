@@ -253,7 +253,8 @@ pub fn spawn(
     let Some((sandbox, crew)) = here else {
         return thread::Builder::new().name(name).spawn(body);
     };
-    let confined = move |heir| match sandbox.enter(kind, heir, None) {
+    let theirs = crew.clone();
+    let confined = move |heir| match sandbox.enter(kind, heir, theirs.as_ref()) {
         Ok(()) => body(),
         Err(error) => refused::fail(error),
     };

@@ -48,6 +48,17 @@ fn field(register: u32) -> Option<(u64, usize)> {
     })
 }
 
+/// Where that register is in a device's memory by either carrier, and its bytes. Queue 0's, of notifications
+/// on a bus.
+pub fn place(carrier: Carrier, register: u32) -> Option<(u64, usize)> {
+    match carrier {
+        Carrier::Mmio => Some((register.into(), 4)),
+        Carrier::Pci if register == VIRTIO_MMIO_QUEUE_NOTIFY => Some((pci::NOTIFY, 2)),
+        Carrier::Pci if register == VIRTIO_MMIO_INTERRUPT_STATUS => Some((pci::STATUS, 1)),
+        Carrier::Pci => field(register).map(|(field, len)| (pci::COMMON + field, len)),
+    }
+}
+
 impl Carried {
     /// `device` with all of its interrupts at `edges`.
     pub fn new(
@@ -78,11 +89,8 @@ impl Carried {
         match self {
             Self::Mmio(device) => device.read(register.into(), data),
             Self::Pci(function) => {
-                let (offset, len) = match field(register) {
-                    Some((field, len)) => (pci::COMMON + field, len),
-                    None if register == VIRTIO_MMIO_INTERRUPT_STATUS => (pci::STATUS, 1),
-                    None => panic!("no field is register {register:#x}"),
-                };
+                let place = place(Carrier::Pci, register);
+                let (offset, len) = place.unwrap_or_else(|| panic!("no field is {register:#x}"));
                 data.fill(0);
                 Function::read(&mut **function, offset, &mut data[..len]);
             }

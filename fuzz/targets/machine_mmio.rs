@@ -1,0 +1,8 @@
+//! A guest that does anything whatever to a whole machine whose devices are found as registers in memory.
+
+#![no_main]
+
+fuzzing::target!(fuzzing::whole::seeds(), |bytes| fuzzing::whole::play(
+    bytes,
+    fuzzing::bivisor::virtio::Carrier::Mmio
+));
