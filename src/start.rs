@@ -49,6 +49,9 @@ extern "C" fn main(argc: c_int, argv: *const *const c_char) -> c_int {
     // A reader that is gone is an error of a write, not a death.
     // SAFETY: SIG_IGN is no handler that could do something unsafe.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+    // So is a file that must not grow any more (setrlimit(2), RLIMIT_FSIZE).
+    // SAFETY: as above.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
     if let Err(error) = fill_standard_streams() {
         crate::complain(&format!("open /dev/null for a closed standard stream: {error}"));
         return status::FAILURE.into();

@@ -91,6 +91,9 @@ const WATCH: Rules = &[
     call("epoll_pwait"),
     call("epoll_wait"),
     call("eventfd2"),
+    call("timerfd_create"),
+    call("timerfd_gettime"),
+    call("timerfd_settime"),
 ];
 
 /// Talking through sockets that are there.
@@ -135,17 +138,20 @@ const CPU_STATE: Rules = &[
     ("ioctl", &request(0xaeb0)),
 ];
 
-/// KVM_RUN; what a guest moves or sets up on its buses: KVM_IRQ_LINE, KVM_SET_GSI_ROUTING, KVM_IRQFD,
-/// KVM_IOEVENTFD, KVM_SIGNAL_MSI; what a driver negotiates with a tap: TUNSETOFFLOAD, TUNSETQUEUE; FIONBIO.
+/// A line that is high as long as there is input: KVM_IRQ_LINE.
+const LINE: Rules = &[("ioctl", &request(0xae61))];
+
+/// What a driver negotiates with a tap: TUNSETOFFLOAD, TUNSETQUEUE.
+const TAP: Rules = &[("ioctl", &request(0x54d0)), ("ioctl", &request(0x54d9))];
+
+/// KVM_RUN; what a guest moves or sets up on its buses: KVM_SET_GSI_ROUTING, KVM_IRQFD, KVM_IOEVENTFD,
+/// KVM_SIGNAL_MSI; FIONBIO.
 const VCPU: Rules = &[
     ("ioctl", &request(0xae80)),
-    ("ioctl", &request(0xae61)),
     ("ioctl", &request(0xae6a)),
     ("ioctl", &request(0xae76)),
     ("ioctl", &request(0xae79)),
     ("ioctl", &request(0xaea5)),
-    ("ioctl", &request(0x54d0)),
-    ("ioctl", &request(0x54d9)),
     ("ioctl", &request(0x5421)),
 ];
 
@@ -153,6 +159,7 @@ const BLOCK: Rules = &[
     call("fallocate"),
     call("fdatasync"),
     call("fstat"),
+    call("fstatat"),
     call("fsync"),
     call("ftruncate"),
     call("io_uring_enter"),
@@ -244,14 +251,16 @@ const BUILD: Rules = &[
 /// The lists of a kind of thread.
 fn lists(kind: Kind) -> &'static [Rules] {
     match kind {
-        Kind::Vcpu => &[WATCH, TALK, TERMINAL, VCPU, CPU_STATE],
+        Kind::Vcpu => &[WATCH, TALK, TERMINAL, LINE, TAP, VCPU, CPU_STATE],
         // Those that it starts inherit what it may do.
-        Kind::EventLoop => &[WATCH, TALK, TERMINAL, CPU_STATE, BLOCK, VSOCK, DEVICE, EVENT_LOOP],
+        Kind::EventLoop => {
+            &[WATCH, TALK, TERMINAL, LINE, TAP, CPU_STATE, BLOCK, VSOCK, DEVICE, EVENT_LOOP]
+        }
         Kind::Block => &[WATCH, BLOCK],
-        Kind::Net => &[WATCH, TALK],
+        Kind::Net => &[WATCH, TALK, TAP],
         Kind::Vsock => &[WATCH, TALK, VSOCK],
-        Kind::Device => &[WATCH, TALK, DEVICE],
-        Kind::Input => &[TERMINAL, WATCH],
+        Kind::Device => &[WATCH, TALK, TERMINAL, DEVICE],
+        Kind::Input => &[TERMINAL, WATCH, LINE],
         Kind::Listener => &[],
         Kind::Debugger => &[TALK, CPU_STATE, DEBUGGER],
     }
@@ -289,8 +298,10 @@ mod tests {
     use super::*;
 
     /// Names of calls that only one architecture's kernel has.
-    const OLD: [&str; 11] = [
+    const OLD: [&str; 13] = [
         "epoll_wait",
+        "fstatat",
+        "newfstatat",
         "getpgrp",
         "getrlimit",
         "lstat",

@@ -64,6 +64,10 @@ fn counts_itself(file: &File) -> bool {
         let mut bytes = [0; 8];
         file.read_exact_at(&mut bytes, offset).ok().map(|()| u64::from_be_bytes(bytes))
     };
+    // The upper half of this word: the clusters of the table of counts, which is not empty.
+    if word(56).is_none_or(|word| word >> 32 == 0) {
+        return false;
+    }
     // Bits 9 to 63 of an entry are where its block lies; counts have 64 bits at the most.
     let block = word(48).and_then(word).map(|entry| entry & !511);
     block.filter(|block| *block > 0).and_then(word).is_some_and(|counts| counts != 0)

@@ -1,0 +1,21 @@
+//! Bad input and hostile guests, by the number of their group in docs/hostile.md. Those that are here have no
+//! better place: most tests of a group are beside what they test.
+
+mod common;
+
+#[path = "hostile/host_calls.rs"]
+mod host_calls;
+#[path = "hostile/hygiene.rs"]
+mod hygiene;
+#[path = "hostile/limits.rs"]
+mod limits;
+#[path = "hostile/page.rs"]
+mod page;
+
+fn main() {
+    let mut trials = host_calls::trials();
+    trials.extend(hygiene::trials());
+    trials.extend(limits::trials());
+    trials.extend(page::trials());
+    common::conclude(trials);
+}
