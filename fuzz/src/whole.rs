@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use bivisor::machine::player::Player;
+use bivisor::machine::player::{self, Player};
 use bivisor::virtio::Carrier;
 
 thread_local! {
@@ -20,14 +20,13 @@ pub fn play(bytes: &[u8], carrier: Carrier) {
     });
 }
 
-/// A driver's first steps with each device, and a chain.
-pub fn seeds() -> Vec<Vec<u8>> {
-    (0..8)
-        .map(|device| {
-            let start = [3, device];
-            // Two buffers in queue 1: one to read, one to write.
-            let chain = [0x4d, device, 0, 0, 16, 0x80, 0, 64];
-            [&start[..], &chain, &chain].concat()
-        })
-        .collect()
+/// A driver's first steps with each device, and a chain; and what was found before.
+pub fn seeds(carrier: Carrier) -> Vec<Vec<u8>> {
+    let steps = (0..8).map(|device| {
+        let start = [3, device];
+        // Two buffers in queue 1: one to read, one to write.
+        let chain = [0x4d, device, 0, 0, 16, 0x80, 0, 64];
+        [&start[..], &chain, &chain].concat()
+    });
+    steps.chain(player::corpus(carrier).map(Vec::from)).collect()
 }

@@ -1,8 +1,10 @@
-//! A guest that does anything whatever to a whole machine whose devices are found as registers in memory.
+//! A guest that does anything whatever to a whole machine whose devices are registers in memory.
 
 #![no_main]
 
-fuzzing::target!(fuzzing::whole::seeds(), |bytes| fuzzing::whole::play(
+use fuzzing::bivisor::virtio::Carrier;
+
+fuzzing::target!(fuzzing::whole::seeds(Carrier::Mmio), |bytes| fuzzing::whole::play(
     bytes,
-    fuzzing::bivisor::virtio::Carrier::Mmio
+    Carrier::Mmio
 ));

@@ -1,8 +1,10 @@
-//! A guest that does anything whatever to a whole machine whose devices are found on a PCI bus.
+//! A guest that does anything whatever to a whole machine whose devices are on a PCI bus.
 
 #![no_main]
 
-fuzzing::target!(fuzzing::whole::seeds(), |bytes| fuzzing::whole::play(
+use fuzzing::bivisor::virtio::Carrier;
+
+fuzzing::target!(fuzzing::whole::seeds(Carrier::Pci), |bytes| fuzzing::whole::play(
     bytes,
-    fuzzing::bivisor::virtio::Carrier::Pci
+    Carrier::Pci
 ));

@@ -61,6 +61,21 @@ pub struct Player {
     available: Vec<[u16; QUEUES]>,
 }
 
+/// What fuzzing has found for a machine by this carrier: scripts that each do something of their own. The
+/// file has the length of each in two bytes, big-endian, and the script.
+pub fn corpus(carrier: Carrier) -> impl Iterator<Item = &'static [u8]> {
+    let mut rest: &[u8] = match carrier {
+        Carrier::Mmio => include_bytes!("../../fuzz/corpora/machine_mmio"),
+        Carrier::Pci => include_bytes!("../../fuzz/corpora/machine_pci"),
+    };
+    std::iter::from_fn(move || {
+        let (len, behind) = rest.split_first_chunk::<2>()?;
+        let (script, later) = behind.split_at_checked(u16::from_be_bytes(*len).into())?;
+        rest = later;
+        Some(script)
+    })
+}
+
 /// What is left of the bytes that say what to do; zeros behind them.
 struct Script<'a>(&'a [u8]);
 

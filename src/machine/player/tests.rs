@@ -135,6 +135,21 @@ fn a_device_serves(player: &mut Player) -> bool {
     false
 }
 
+#[test]
+fn what_fuzzing_has_found_is_survived() {
+    for mut player in players() {
+        let mut count = 0;
+        for script in corpus(player.carrier) {
+            player.play(script);
+            count += 1;
+        }
+        assert!(count > 100, "{count} scripts");
+        for device in 0..player.devices() {
+            assert!(player.recovers(device), "device {device} by {:?}", player.carrier);
+        }
+    }
+}
+
 // HOSTILE 37 to 44: any registers and rings.
 #[test]
 fn hostile_37_44_any_guest_is_survived() {
