@@ -24,10 +24,15 @@ const MERGEABLE: u64 = 1 << VIRTIO_NET_F_MRG_RXBUF;
 
 /// A driver whose device leads to the peer.
 fn with_stream(features: u64) -> (Driver, UnixStream) {
+    with_limited_stream(features, Rates::default())
+}
+
+fn with_limited_stream(features: u64, rates: Rates) -> (Driver, UnixStream) {
     let (ours, peer) = UnixStream::pair().unwrap();
     peer.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     let link = socket::streaming("test".into(), ours.into()).unwrap();
-    let mut driver = Driver::new(Box::new(Net::new(link, Mac::of(0), None)));
+    let device = Net::new(link, Mac::of(0), None).limited(rates);
+    let mut driver = Driver::new(Box::new(device));
     driver.start(features);
     (driver, peer)
 }
@@ -109,6 +114,31 @@ fn frames_go_both_ways_whole() {
             put(&mut peer, &sent);
             assert_eq!(received(&mut driver, 1, 0x4000), sent);
         }
+    }
+}
+
+/// Either way, by frames or by bytes: nothing is lost, and it takes its time. Load makes it take longer.
+#[test]
+fn a_limited_network_takes_its_time() {
+    let frames = Rates { operations: Some(100), bytes: None };
+    for rates in [frames, Rates { operations: None, bytes: Some(100 * 1000) }] {
+        let (mut driver, mut peer) = with_limited_stream(0, rates);
+        let sent = frame(1000, 1);
+        let began = Instant::now();
+        // A burst of ten goes through, and what comes last is paid for later.
+        for _ in 0..30 {
+            send(&mut driver, &with_header(Header::default(), &sent));
+            assert_eq!(get(&mut peer), sent);
+        }
+        let least = Duration::from_millis(19 * 10);
+        assert!(began.elapsed() >= least, "{rates:?}: sent in {:?}", began.elapsed());
+        let began = Instant::now();
+        for _ in 0..30 {
+            give(&mut driver, 1, 0x1000);
+            put(&mut peer, &sent);
+            assert_eq!(received(&mut driver, 1, 0x1000), sent);
+        }
+        assert!(began.elapsed() >= least, "{rates:?}: received in {:?}", began.elapsed());
     }
 }
 
