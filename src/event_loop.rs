@@ -4,44 +4,35 @@
 //! pushed out, and the news that a vCPU has stopped. The first reason to stop wins; then every vCPU
 //! is kicked until its thread is gone.
 
-use std::ops::ControlFlow;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+mod wait;
+
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Context;
 use vmm_sys_util::eventfd::EventFd;
 
+use self::wait::{Stall, Wait};
 use crate::arch::Vcpu;
-use crate::console::{Output, PATIENCE};
 use crate::debug::Trap;
-use crate::devices::balloon::Figures;
-use crate::devices::console::Screen;
 use crate::exit::{Crash, Stop};
-use crate::gdb::{Debugger, Session};
+use crate::gdb::Session;
 use crate::journal::{Counts, Journal};
 use crate::kick::Kick;
 use crate::machine::Machine;
 use crate::outcome::{CpuReport, Outcome};
 use crate::run::{Hold, Run, Shared, run_until_stop};
 use crate::sandbox::{self, Crew, Kind, refused};
+use crate::sys;
 use crate::trace::Summary;
-use crate::{own_code, sys, terminal};
 
 /// Signals that end a guest.
 const ENDING_SIGNALS: [libc::c_int; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
 
 /// Signals that stop the process and let it go on: the terminal must be as it was in between.
 const PAUSING_SIGNALS: [libc::c_int; 2] = [libc::SIGTSTP, libc::SIGCONT];
-
-/// How long a kicked vCPU has before it is kicked again: a kick that came just before it went to
-/// sleep in a write to the host was lost.
-const KICK_AGAIN: Duration = Duration::from_millis(5);
-
-/// How long after its start a guest is one that stays. Our choice: beyond the life of the smallest.
-const SETTLING: Duration = Duration::from_millis(100);
 
 /// Bytes at the pc that a verdict shows: the longest instruction that there is, and one more.
 const CODE_LEN: usize = 16;
@@ -252,157 +243,5 @@ impl Machine {
                 Some(CpuReport { state, code, last: journal.last().collect() })
             });
         reports.collect()
-    }
-}
-
-/// Notices when the guest makes no exits. Its printing takes some, so it counts too.
-struct Stall<'a> {
-    limit: Duration,
-    progress: &'a AtomicU64,
-    /// The count when it last changed, and when that was seen.
-    seen: (u64, Instant),
-}
-
-impl<'a> Stall<'a> {
-    fn new(limit: Duration, progress: &'a AtomicU64, now: Instant) -> Self {
-        Self { limit, progress, seen: (0, now) }
-    }
-
-    /// When to look again. Our choice: a tenth of the limit late at most, ten times a second at
-    /// most, and never beyond the limit.
-    fn next_look(&self, now: Instant) -> Instant {
-        let step = (self.limit / 10).max(Duration::from_millis(100)).min(self.limit);
-        (now + step).min(self.seen.1 + self.limit)
-    }
-
-    /// True if there has been no progress for too long.
-    fn is_over(&mut self, now: Instant) -> bool {
-        let count = self.progress.load(Ordering::Relaxed);
-        if count != self.seen.0 {
-            self.seen = (count, now);
-        }
-        now.saturating_duration_since(self.seen.1) >= self.limit
-    }
-}
-
-/// What the event loop looks after.
-struct Wait<'a> {
-    ending: &'a Ending<'a>,
-    kicks: &'a [Kick],
-    /// vCPU threads that are not gone yet.
-    running: &'a AtomicUsize,
-    /// Starts threads for others.
-    crew: &'a Crew,
-    output: &'a Output,
-    wake: &'a EventFd,
-    debugger: Option<&'a Debugger>,
-    screen: Option<&'a Screen>,
-    balloon: Option<&'a Figures>,
-}
-
-impl Wait<'_> {
-    /// Waits until every vCPU's thread is gone and the output is written. A signal or the deadline
-    /// also ends the waiting for a reader that does not read.
-    fn run(
-        &self,
-        signals: Option<&OwnedFd>,
-        deadline: Option<(Instant, Duration)>,
-        mut stall: Option<Stall<'_>>,
-    ) {
-        // When output that nothing has pushed out is to be written.
-        let mut flush_at: Option<Instant> = None;
-        let mut impatient = false;
-        let mut settled_at = Some(Instant::now() + SETTLING);
-        loop {
-            let now = Instant::now();
-            let alive = self.running.load(Ordering::Acquire) > 0;
-            let over = self.ending.is_over();
-            if over && alive {
-                self.kicks.iter().for_each(Kick::kick);
-            }
-            let waiting = self.output.waiting();
-            flush_at = waiting.and(flush_at.or(Some(now + PATIENCE)));
-            let due = self.output.hurries() || flush_at.is_some_and(|at| at <= now);
-            let flush = waiting.filter(|_| !alive || due);
-            if !alive && waiting.is_none() {
-                return;
-            }
-
-            // poll(2) passes over negative descriptors.
-            let entry = |fd: Option<RawFd>, events| libc::pollfd {
-                fd: fd.unwrap_or(-1),
-                events,
-                revents: 0,
-            };
-            let mut fds = [
-                entry(Some(self.wake.as_raw_fd()), libc::POLLIN),
-                entry(signals.map(OwnedFd::as_raw_fd), libc::POLLIN),
-                entry(flush.map(|fd| fd.as_raw_fd()), libc::POLLOUT),
-            ];
-            let until = [
-                deadline.filter(|_| !over || !alive).map(|(at, _)| at),
-                stall.as_ref().filter(|_| !over).map(|stall| stall.next_look(now)),
-                flush_at.filter(|_| flush.is_none()),
-                (over && alive).then_some(now + KICK_AGAIN),
-                (impatient && !alive).then_some(now),
-                settled_at.filter(|_| !over),
-            ];
-            let timeout =
-                until.into_iter().flatten().min().map(|at| at.saturating_duration_since(now));
-            if let Err(error) = sys::poll(&mut fds, timeout) {
-                let error = anyhow::Error::new(error).context("wait for events");
-                self.ending.end(Stop::Failed(error), None);
-                thread::sleep(KICK_AGAIN);
-            }
-
-            if settled_at.take_if(|at| *at <= Instant::now()).is_some() {
-                own_code::give_back();
-            }
-            let [woken, signalled, writable] = fds.map(|fd| fd.revents != 0);
-            if woken {
-                let _ = self.wake.read();
-                self.crew.serve();
-                refused::reason().into_iter().for_each(|stop| self.ending.end(stop, None));
-            }
-            if let Some(number) = signals.filter(|_| signalled).and_then(sys::next_signal) {
-                match number {
-                    libc::SIGTSTP => terminal::suspend(),
-                    libc::SIGCONT => terminal::resume(),
-                    libc::SIGUSR1 => self.balloon.into_iter().for_each(Figures::ask),
-                    libc::SIGWINCH => self.screen.into_iter().for_each(Screen::look),
-                    _ => {
-                        impatient = true;
-                        self.ending.end(Stop::Signal(number), None);
-                    }
-                }
-                if let Some(stall) = stall.as_mut().filter(|_| PAUSING_SIGNALS.contains(&number)) {
-                    // Time that the guest did not have.
-                    stall.seen.1 = Instant::now();
-                }
-            }
-            if let Some(stall) = stall.as_mut()
-                && self.debugger.is_some_and(Debugger::holds)
-            {
-                stall.seen.1 = Instant::now();
-            }
-            if let Some(stall) = stall.as_mut().filter(|_| !over)
-                && stall.is_over(Instant::now())
-            {
-                impatient = true;
-                self.ending.end(Stop::NoProgress(stall.limit), None);
-            }
-            if let Some((_, limit)) = deadline.filter(|(at, _)| *at <= Instant::now()) {
-                impatient = true;
-                self.ending.end(Stop::TimeOut(limit), None);
-            }
-            if writable {
-                if let ControlFlow::Break(stop) = self.output.flush_ready() {
-                    self.ending.end(stop, None);
-                }
-                flush_at = None;
-            } else if impatient && !alive {
-                return;
-            }
-        }
     }
 }
