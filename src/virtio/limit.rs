@@ -78,38 +78,37 @@ impl Limit {
     }
 }
 
-/// What a worker goes through before it takes something from its queue.
-pub struct Gate {
-    limit: Limit,
-    timer: TimerFd,
-}
+/// What a worker goes through before it takes something from its queue. Without a limit it is open.
+pub struct Gate(Option<(Limit, TimerFd)>);
 
 impl Gate {
     /// One gate of `limit`.
-    pub fn new(limit: &Limit) -> Result<Self> {
-        Ok(Self { limit: limit.clone(), timer: TimerFd::new().context("create a timer")? })
+    pub fn new(limit: &Option<Limit>) -> Result<Self> {
+        let Some(limit) = limit else { return Ok(Self(None)) };
+        Ok(Self(Some((limit.clone(), TimerFd::new().context("create a timer")?))))
     }
 
     /// Has `watch` tell of queue number `queue` again once a closed gate opens.
     pub fn watch(&self, watch: &Watch, queue: usize) -> Result<()> {
-        watch.add_wake_up(&self.timer, queue)
+        self.0.as_ref().map_or(Ok(()), |(_, timer)| watch.add_wake_up(timer, queue))
     }
 
     /// True if the worker may go on; else it is woken up when it may.
     pub fn is_open(&mut self) -> io::Result<bool> {
-        let wait = self.limit.wait(Instant::now());
+        let Some((limit, timer)) = &mut self.0 else { return Ok(true) };
+        let wait = limit.wait(Instant::now());
         if wait.is_zero() {
             return Ok(true);
         }
-        self.timer
-            .reset(wait, None)
-            .map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
+        timer.reset(wait, None).map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
         Ok(false)
     }
 
     /// One operation of so many bytes has gone through.
     pub fn pass(&self, bytes: usize) {
-        self.limit.take(bytes as u64, Instant::now());
+        if let Some((limit, _)) = &self.0 {
+            limit.take(bytes as u64, Instant::now());
+        }
     }
 }
 

@@ -161,7 +161,7 @@ impl VirtioDevice for Block {
             write_through: features & 1 << VIRTIO_BLK_F_FLUSH == 0,
         });
         let start = |queue: Queue| -> Result<Box<dyn Work>> {
-            let gate = self.limit.as_ref().map(Gate::new).transpose()?;
+            let gate = Gate::new(&self.limit)?;
             let ring = match self.rings.get(queue.index()) {
                 Some(berth) => Ring::new(queue, server.clone(), gate, berth),
                 None => Err((queue, gate)),

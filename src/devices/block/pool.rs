@@ -30,7 +30,7 @@ const REQUESTS: usize = 64;
 pub struct Pool {
     shared: Arc<Shared>,
     helpers: Vec<JoinHandle<()>>,
-    gate: Option<Gate>,
+    gate: Gate,
     // A second one, for what the worker's frame wants to know without a lock.
     queue_index: usize,
     kick: EventFd,
@@ -124,7 +124,7 @@ impl Shared {
 
 impl Pool {
     /// The worker of `queue`.
-    pub fn new(queue: Queue, server: Arc<Server>, gate: Option<Gate>) -> Result<Self> {
+    pub fn new(queue: Queue, server: Arc<Server>, gate: Gate) -> Result<Self> {
         let free = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
         let free = free.context("create an eventfd")?;
         let count = REQUESTS.min(usize::from(queue.size()));
@@ -150,12 +150,11 @@ impl Pool {
 
     /// The next request, if there is one that may go on.
     fn take(&mut self) -> Result<Option<Request>> {
-        let Some(gate) = &mut self.gate else { return Ok(self.shared.take()?) };
-        if !gate.is_open()? {
+        if !self.gate.is_open()? {
             return Ok(None);
         }
         let request = self.shared.take()?;
-        request.iter().for_each(|request| gate.pass(request.data_len()));
+        request.iter().for_each(|request| self.gate.pass(request.data_len()));
         Ok(request)
     }
 
@@ -184,9 +183,7 @@ impl Pool {
 
 impl Work for Pool {
     fn begin(&mut self, watch: &Watch) -> Result<()> {
-        if let Some(gate) = &self.gate {
-            gate.watch(watch, self.queue_index)?;
-        }
+        self.gate.watch(watch, self.queue_index)?;
         watch.add(&self.shared.free, 0, EventSet::IN)
     }
 

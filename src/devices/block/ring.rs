@@ -93,7 +93,7 @@ struct Slot {
 pub struct Ring {
     server: Arc<Server>,
     queue: Queue,
-    gate: Option<Gate>,
+    gate: Gate,
     ring: Moored,
     slots: Vec<Slot>,
     free: Vec<u16>,
@@ -106,9 +106,9 @@ impl Ring {
     pub fn new(
         queue: Queue,
         server: Arc<Server>,
-        gate: Option<Gate>,
+        gate: Gate,
         berth: &Berth,
-    ) -> Result<Self, (Queue, Option<Gate>)> {
+    ) -> Result<Self, (Queue, Gate)> {
         let ring = berth.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(ring) = ring else { return Err((queue, gate)) };
         let ring = Moored { ring: Some(ring), berth: berth.clone() };
@@ -135,9 +135,7 @@ impl Ring {
     fn take(&mut self) -> Result<bool> {
         let mut taken = false;
         while let Some(&index) = self.free.last() {
-            if let Some(gate) = &mut self.gate
-                && !gate.is_open()?
-            {
+            if !self.gate.is_open()? {
                 break;
             }
             let slot = &mut self.slots[usize::from(index)];
@@ -145,7 +143,7 @@ impl Ring {
                 break;
             }
             taken = true;
-            self.gate.iter().for_each(|gate| gate.pass(slot.request.data_len()));
+            self.gate.pass(slot.request.data_len());
             slot.request.prepare()?;
             let outcome = match self.server.asked(&mut slot.request.chain) {
                 Ok(asked) => match step(&self.server, &slot.request, &asked) {
@@ -286,9 +284,7 @@ fn enter(ring: &IoUring, wanted: usize) -> Result<()> {
 
 impl Work for Ring {
     fn begin(&mut self, watch: &Watch) -> Result<()> {
-        if let Some(gate) = &self.gate {
-            gate.watch(watch, self.queue.index())?;
-        }
+        self.gate.watch(watch, self.queue.index())?;
         watch.add(&*self.ring, 0, EventSet::IN)
     }
 

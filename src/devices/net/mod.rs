@@ -187,7 +187,7 @@ impl VirtioDevice for Net {
             let (index, chain) = (queue.index(), Chain::new(queue.ram()));
             let (carrier, config) = (self.carrier.clone(), config.clone());
             let pair = self.link.pairs.get(index / 2).filter(|_| index < 2 * pairs);
-            let gate = self.limits[index % 2].as_ref().map(Gate::new).transpose()?;
+            let gate = Gate::new(&self.limits[index % 2])?;
             match (pair, index % 2) {
                 (Some(pair), 0) => works.push(Box::new(Receive {
                     source: pair.source.clone(),

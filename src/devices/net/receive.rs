@@ -29,16 +29,14 @@ pub struct Receive {
     /// Features that the driver has accepted.
     pub features: u64,
     /// How much may come in a second.
-    pub gate: Option<Gate>,
+    pub gate: Gate,
     /// The link is watched for input.
     pub watched: bool,
 }
 
 impl Work for Receive {
     fn begin(&mut self, watch: &Watch) -> Result<()> {
-        if let Some(gate) = &self.gate {
-            gate.watch(watch, self.room.queue().index())?;
-        }
+        self.gate.watch(watch, self.room.queue().index())?;
         self.source.lock().unwrap_or_else(PoisonError::into_inner).restart(self.features);
         Ok(())
     }
@@ -67,9 +65,7 @@ impl Receive {
             if !wanted {
                 break;
             }
-            if let Some(gate) = &mut self.gate
-                && !gate.is_open()?
-            {
+            if !self.gate.is_open()? {
                 wanted = false;
                 break;
             }
@@ -77,7 +73,7 @@ impl Receive {
             match source.receive(&mut self.room) {
                 Ok(Received::Frame | Received::Dropped) => {
                     let len = self.room.given().wrapping_sub(had);
-                    self.gate.iter().for_each(|gate| gate.pass(len));
+                    self.gate.pass(len);
                 }
                 Ok(Received::Nothing) => break,
                 Ok(Received::NoRoom) => wanted = false,

@@ -34,14 +34,14 @@ pub struct Transmit {
     /// Features that the driver has accepted.
     pub features: u64,
     /// How much may go in a second.
-    pub gate: Option<Gate>,
+    pub gate: Gate,
     /// The link is watched for room.
     pub watched: bool,
 }
 
 impl Work for Transmit {
     fn begin(&mut self, watch: &Watch) -> Result<()> {
-        self.gate.as_ref().map_or(Ok(()), |gate| gate.watch(watch, self.queue.index()))
+        self.gate.watch(watch, self.queue.index())
     }
 
     fn queues(&self) -> Vec<(usize, &EventFd)> {
@@ -64,12 +64,7 @@ impl Transmit {
         let (mut count, mut full) = (0, false);
         let pair = self.queue.index() / 2;
         while count < AT_ONCE {
-            if let Some(gate) = &mut self.gate
-                && !gate.is_open()?
-            {
-                break;
-            }
-            if !self.queue.pop(&mut self.chain)? {
+            if !self.gate.is_open()? || !self.queue.pop(&mut self.chain)? {
                 break;
             }
             let len = self.chain.readable.len();
@@ -82,7 +77,7 @@ impl Transmit {
                 }
                 Err(error) => self.carrier.lost(pair, &error, &self.config),
             }
-            self.gate.iter().for_each(|gate| gate.pass(len.saturating_sub(header::LEN)));
+            self.gate.pass(len.saturating_sub(header::LEN));
             self.queue.push(self.chain.head, 0)?;
             count += 1;
         }
