@@ -24,7 +24,7 @@ use crate::kick::Kick;
 use crate::machine::Machine;
 use crate::outcome::{CpuReport, Outcome};
 use crate::run::{Hold, Run, Shared, run_until_stop};
-use crate::sandbox::{self, Crew, Kind, refused};
+use crate::sandbox::{Crew, Kind, refused};
 use crate::sys;
 use crate::trace::Summary;
 
@@ -100,12 +100,11 @@ impl Machine {
             progress: self.no_progress.is_some().then_some(&progress),
         };
         let crew = Crew::new(self.wake.clone());
-        if let Some(sandbox) = &self.sandbox
-            && let Err(error) = sandbox.prepare(&self.wake)
-        {
+        let prepared = self.sandbox.as_ref().map_or(Ok(false), |own| own.prepare(&self.wake));
+        let heirs = prepared.unwrap_or_else(|error| {
             ending.end(Stop::Failed(error.context("make the sandbox")), None);
-        }
-        let heirs = sandbox::is_inside();
+            false
+        });
         let enter = |kind, crew| {
             let sandbox = self.sandbox.as_ref();
             let entered = sandbox.map_or(Ok(()), |sandbox| sandbox.enter(kind, heirs, crew));

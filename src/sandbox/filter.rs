@@ -40,6 +40,20 @@ pub fn compile(rules: &[Allowed], mode: Mode) -> Result<BpfProgram> {
     Ok(program)
 }
 
+/// Puts this thread under `program`, which must have no new privileges (seccomp(2),
+/// SECCOMP_SET_MODE_FILTER).
+pub fn install(program: &BpfProgram) -> Result<()> {
+    let len = program.len().try_into().context("the filter is too long")?;
+    let filter = libc::sock_fprog { len, filter: program.as_ptr().cast_mut().cast() };
+    let mode = libc::SECCOMP_SET_MODE_FILTER;
+    // SAFETY: pointer and length are those of one vector, of the kernel's `struct sock_filter`, which
+    // the kernel copies.
+    match unsafe { libc::syscall(libc::SYS_seccomp, mode, 0, &raw const filter) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()).context("seccomp"),
+    }
+}
+
 fn condition(check: &Check) -> Result<SeccompCondition> {
     let len = SeccompCmpArgLen::Dword;
     let operator = SeccompCmpOp::MaskedEq(check.mask.into());

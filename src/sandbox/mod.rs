@@ -15,6 +15,7 @@ pub mod refused;
 
 use std::cell::RefCell;
 use std::io;
+use std::mem::{self, ManuallyDrop};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -131,7 +132,25 @@ struct Here {
 }
 
 thread_local! {
-    static HERE: RefCell<Option<Here>> = const { RefCell::new(None) };
+    // Nothing that is dropped with its thread: to have that done, a static program makes six system
+    // calls at its start. `Left` does it.
+    static HERE: RefCell<ManuallyDrop<Option<Here>>> =
+        const { RefCell::new(ManuallyDrop::new(None)) };
+}
+
+/// What a thread knows of its sandbox from now on.
+fn set_here(here: Option<Here>) {
+    let before = HERE.with_borrow_mut(|place| mem::replace(&mut **place, here));
+    drop(before);
+}
+
+/// Forgets the thread's sandbox when the thread is done.
+struct Left;
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        set_here(None);
+    }
 }
 
 impl Sandbox {
@@ -145,12 +164,13 @@ impl Sandbox {
 
     /// Has threads that this one starts from now on with [`spawn`] enter it.
     pub fn surround(self: &Arc<Self>) {
-        HERE.set(Some(Here { sandbox: self.clone(), crew: None }));
+        set_here(Some(Here { sandbox: self.clone(), crew: None }));
     }
 
     /// Makes what the first thread that enters needs, while files can still be opened. `wake` is
-    /// written to when something is refused.
-    pub fn prepare(&self, wake: &EventFd) -> Result<()> {
+    /// written to when something is refused. `true` if this thread, the event loop's, is then confined
+    /// as far as all are, and all that it starts: they enter as heirs.
+    pub fn prepare(&self, wake: &EventFd) -> Result<bool> {
         refused::catch(wake.as_raw_fd()).context("catch refused system calls")?;
         if self.rules.get().is_none() && self.mode == Mode::On {
             let rules = files::rules(&self.again, &self.known().sockets).context("landlock")?;
@@ -159,24 +179,35 @@ impl Sandbox {
         // These enter at the same time, and would wait for each other's allocations.
         self.filter(Kind::Vcpu)?;
         self.filter(Kind::EventLoop)?;
-        Ok(())
+        let stays_free = self.is_free(Kind::EventLoop);
+        if !is_inside() && !stays_free {
+            self.confine().context("enter the sandbox (--sandbox off runs without)")?;
+        }
+        Ok(!stays_free)
     }
 
     /// Confines this thread, for good; once. `heir` says that it was started from inside: then most of
     /// that is done. `crew` starts threads for it from now on.
     pub fn enter(self: &Arc<Self>, kind: Kind, heir: bool, crew: Option<&Arc<Crew>>) -> Result<()> {
-        let unconfined = kind == Kind::EventLoop && self.again == Again::BuildWithPrograms;
-        if !is_inside() && !unconfined {
+        if !is_inside() && !self.is_free(kind) {
             refused::set_kind(kind);
-            self.confine(kind, heir).context("enter the sandbox (--sandbox off runs without)")?;
+            let confined = if heir { Ok(()) } else { self.confine() };
+            let filtered = confined.and_then(|()| filter::install(self.filter(kind)?));
+            filtered.context("enter the sandbox (--sandbox off runs without)")?;
         }
-        HERE.set(Some(Here { sandbox: self.clone(), crew: crew.cloned() }));
+        set_here(Some(Here { sandbox: self.clone(), crew: crew.cloned() }));
         Ok(())
     }
 
-    fn confine(&self, kind: Kind, heir: bool) -> Result<()> {
-        if self.mode == Mode::On && !heir {
-            set_no_new_privs(true).context("no new privileges")?;
+    /// Such threads are not confined.
+    fn is_free(&self, kind: Kind) -> bool {
+        kind == Kind::EventLoop && self.again == Again::BuildWithPrograms
+    }
+
+    /// Does to this thread what is the same for all kinds.
+    fn confine(&self) -> Result<()> {
+        set_no_new_privs(true).context("no new privileges")?;
+        if self.mode == Mode::On {
             if let Some(rules) = self.rules.get().and_then(Option::as_ref) {
                 files::restrict_self(rules).context("landlock")?;
             }
@@ -187,7 +218,7 @@ impl Sandbox {
             };
             drop_capabilities(kept).context("drop capabilities")?;
         }
-        seccompiler::apply_filter(self.filter(kind)?).context("seccomp")
+        Ok(())
     }
 
     /// The filter of such threads, made once.
@@ -214,11 +245,11 @@ pub fn is_inside() -> bool {
 
 /// Without any of root's powers but `kept`, of those that there are.
 fn drop_capabilities(kept: CapabilitySet) -> rustix::io::Result<()> {
-    let now = rustix::thread::capabilities(None)?;
-    let left = now.permitted & kept;
-    if now.permitted == left {
-        return Ok(());
-    }
+    // None at all is what any thread may have, without a look at what it has.
+    let left = match kept.is_empty() {
+        true => kept,
+        false => rustix::thread::capabilities(None)?.permitted & kept,
+    };
     let inheritable = CapabilitySet::empty();
     set_capabilities(None, CapabilitySets { effective: left, permitted: left, inheritable })
 }
@@ -236,7 +267,7 @@ pub fn bound(socket: &Path) {
 
 fn note(what: impl FnOnce(&mut Known)) {
     HERE.with_borrow(|here| {
-        if let Some(here) = here {
+        if let Some(here) = &**here {
             what(&mut here.sandbox.known());
         }
     });
@@ -254,9 +285,12 @@ pub fn spawn(
         return thread::Builder::new().name(name).spawn(body);
     };
     let theirs = crew.clone();
-    let confined = move |heir| match sandbox.enter(kind, heir, theirs.as_ref()) {
-        Ok(()) => body(),
-        Err(error) => refused::fail(error),
+    let confined = move |heir| {
+        let _left = Left;
+        match sandbox.enter(kind, heir, theirs.as_ref()) {
+            Ok(()) => body(),
+            Err(error) => refused::fail(error),
+        }
     };
     match crew {
         Some(crew) => crew.start(name, Box::new(confined)),
