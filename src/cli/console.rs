@@ -73,7 +73,9 @@ fn text(text: &str) -> Result<String, String> {
 
 /// A file of our own for one of the standard streams.
 pub fn own(stream: BorrowedFd<'_>, name: &str) -> Result<File> {
-    Ok(File::from(stream.try_clone_to_owned().with_context(|| format!("open {name}"))?))
+    // Above the standard streams. musl's fcntl(2) would set the flag once more.
+    let own = rustix::io::fcntl_dupfd_cloexec(stream, 3);
+    Ok(File::from(own.with_context(|| format!("open {name}"))?))
 }
 
 impl ConsoleOptions {

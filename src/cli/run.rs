@@ -185,7 +185,10 @@ fn run(
     let mut trace = trace(limits, began)?;
     let (mut timeout, mut max_exits) = (limits.timeout, limits.max_exits);
     for reboots in 0.. {
-        let mut config = build(console.try_clone().context("copy the console's files")?)?;
+        // Only who comes back to it needs a copy.
+        let copy = limits.reboot.then(|| console.try_clone()).transpose();
+        let next = copy.context("copy the console's files")?;
+        let mut config = build(console)?;
         limits.console.watch(&mut config);
         config.timeout = timeout;
         config.max_exits = max_exits;
@@ -214,15 +217,15 @@ fn run(
             Stop::ExitLimit(limit) => *limit = limits.max_exits.unwrap_or(*limit),
             _ => {}
         }
-        if !limits.reboot || !matches!(outcome.stop, Stop::Reset) {
+        let Some(next) = next.filter(|_| matches!(outcome.stop, Stop::Reset)) else {
             return Ok((outcome, reboots));
-        }
+        };
         if let Some(limit) = limits.max_exits.filter(|_| max_exits == Some(0)) {
             outcome.stop = Stop::ExitLimit(limit);
             return Ok((outcome, reboots));
         }
         crate::complain(&format!("the guest asked for a reset: start number {}", reboots + 2));
-        console.before = outcome.unread();
+        console = Console { before: outcome.unread(), ..next };
     }
     unreachable!("nobody counts to the end")
 }
