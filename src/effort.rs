@@ -12,5 +12,14 @@ pub fn time(short: Duration) -> Duration {
 
 /// Of `all` rounds, those that are worth their time here.
 pub fn rounds(all: usize) -> usize {
-    if std::env::var_os("BIVISOR_EMULATED").is_some() { (all / 20).max(1) } else { all }
+    part(all, 20)
+}
+
+/// The same for rounds of which each takes long.
+pub fn long_rounds(all: usize) -> usize {
+    part(all, 200)
+}
+
+fn part(all: usize, of: usize) -> usize {
+    if std::env::var_os("BIVISOR_EMULATED").is_some() { (all / of).max(1) } else { all }
 }

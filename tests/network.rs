@@ -6,17 +6,20 @@ mod common;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use common::network::{MULTI_QUEUE, busybox, interfaces, own_interfaces, tap};
 use common::stock::{
     CLOUD, PATIENCE, PROLOGUE, add_program, boot, fetched, guests, root, whole_kernels,
     with_drivers, works,
 };
-use common::{Ran, Run, bivisor, folder, kvm, wait};
+use common::{Ran, Run, bivisor, folder, kvm, long, wait};
 use tempfile::TempDir;
 
 /// What these guests can do.
@@ -26,7 +29,7 @@ up() { ip link set lo up; ip addr add $1 dev eth0; ip link set eth0 up; }
 ";
 
 /// Bytes of what is sent. Our choice: many times what all buffers on the way hold.
-const LEN: usize = 4 << 20;
+const LEN: usize = 2 << 20;
 
 /// Bytes in which nothing can be in another's place.
 fn data() -> Vec<u8> {
@@ -190,20 +193,33 @@ fn two_guests_talk_over_a_stream() {
     let folder = folder();
     let cable = cable(["a", "b"].map(|name| UnixListener::bind(folder.path().join(name)).unwrap()));
     // Our choice: exits are what takes time here, some for each frame, so there are fewer of them.
-    let data = data()[..LEN / 4].to_vec();
+    let data = data()[..LEN / 2].to_vec();
     let serves = "up 10.0.0.1/24
 nc -l -p 7001 <&9 > /got
 nc -l -p 7002 < /data > /dev/null
 cmp /data /got && echo got it whole";
     let (reach, exchange) = (reach("10.0.0.1"), exchange("10.0.0.1", [7001, 7002]));
     let asks = format!("up 10.0.0.2/24\n{reach}{exchange}");
-    let start = |name: &str, script: &str| {
+    let start = |name: &str, way: &str, script: &str| {
         let root = network_root(script, &data);
-        let socket = folder.path().join(name);
-        let net = format!("unix={},mtu=9000,mac=02:00:00:00:00:0{name}", socket.display());
-        thread::spawn(move || guest(&root, &net).finish())
+        (guest(&root, &format!("{way},mtu=9000,mac=02:00:00:00:00:0{name}")), root)
     };
-    for run in [start("a", serves), start("b", &asks)] {
+    let [by_path, open] = ["a", "b"].map(|name| folder.path().join(name));
+    let (by_path, _root) = start("a", &format!("unix={}", by_path.display()), serves);
+    // One has the socket from whoever has started it.
+    const PASSED: i32 = 100;
+    let (mut passed, _its_root) = start("b", &format!("fd={PASSED}"), &asks);
+    let socket = UnixStream::connect(open).unwrap();
+    let fd = socket.as_raw_fd();
+    // SAFETY: dup2 takes plain integers and checks them.
+    let pass = move || match unsafe { libc::dup2(fd, PASSED) } {
+        -1 => Err(std::io::Error::last_os_error()),
+        _ => Ok(()),
+    };
+    // SAFETY: the closure makes one system call.
+    unsafe { passed.command.pre_exec(pass) };
+    let runs = [by_path, passed].map(|run| thread::spawn(|| run.finish()));
+    for run in runs {
         shows(&run.join().unwrap(), "got it whole\n");
     }
     cable.join().unwrap();
@@ -270,7 +286,7 @@ fn passt_connects_guest_and_host() {
     over_passt("mmio");
 }
 
-fn passt_connects_a_guest_with_a_pci_bus() {
+fn long_passt_connects_a_guest_with_a_pci_bus() {
     over_passt("pci");
 }
 
@@ -281,13 +297,22 @@ fn over_passt(transport: &str) {
     let data = data();
     let (to, from) = (serve("127.0.0.1:7001", Vec::new()), serve("127.0.0.1:7002", data.clone()));
     let script = format!(
-        "up 192.0.2.2/24\nip route add default via 192.0.2.1\necho mtu=$(cat /sys/class/net/eth0/mtu)\n{}",
-        exchange("192.0.2.1", [7001, 7002])
+        "up 192.0.2.2/24\nip route add default via 192.0.2.1\necho mtu=$(cat /sys/class/net/eth0/mtu)\n{}{}",
+        exchange("192.0.2.1", [7001, 7002]),
+        // Datagrams for a port that nobody listens at.
+        "until [ $(awk '/^Udp:/ { n = $3 } END { print n }' /proc/net/snmp) -gt 0 ]; do :; done\n"
     );
     let root = network_root(&script, &data);
-    let mut run = guest(&root, "user,hostfwd=tcp:5555:80").arg("--transport").arg(transport);
+    let net = "user,hostfwd=tcp:5555:80,hostfwd=udp:5556:5353";
+    let mut run = guest(&root, net).arg("--transport").arg(transport);
     run.command.env("PATH", folder.path());
     let run = thread::spawn(|| run.finish());
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    while !run.is_finished() {
+        // Until passt listens there, it is refused.
+        let _ = socket.send_to(b"for the guest", "127.0.0.1:5556");
+        thread::sleep(Duration::from_millis(100));
+    }
     assert!(to.join().unwrap() == data, "the host gets what the guest sends");
     from.join().unwrap();
     let ran = run.join().unwrap();
@@ -361,7 +386,7 @@ fn main() {
         two_guests_talk_over_a_stream, kvm, fetched, whole_kernels;
         passt_connects_guest_and_host, kvm, passt_fetched, whole_kernels, interfaces;
         a_server_in_the_guest_answers_on_a_port_of_the_host, kvm, passt_fetched, whole_kernels, interfaces;
-        passt_connects_a_guest_with_a_pci_bus, kvm, passt_fetched, whole_kernels, interfaces;
+        long_passt_connects_a_guest_with_a_pci_bus, kvm, passt_fetched, whole_kernels, interfaces, long;
         passt_says_why_it_does_not_start, passt_fetched, interfaces;
         without_passt_its_package_is_named;
         links_that_are_not_there_are_named;

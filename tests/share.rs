@@ -15,7 +15,7 @@ use common::stock::{
     CLOUD, PATIENCE, PROLOGUE, add_program, boot, fetched, guests, program, root, whole_kernels,
     with_drivers,
 };
-use common::{Ran, Run, bivisor, folder, kvm, wait};
+use common::{Ran, Run, bivisor, folder, kvm, long, wait};
 use tempfile::TempDir;
 
 /// What is in the back end's folder of the guests.
@@ -128,7 +128,7 @@ umount /a /b && echo unmounted";
 }
 
 /// Also with images that are to be mapped: they come into shared RAM all the same.
-fn a_share_is_there_again_after_a_reset() {
+fn long_a_share_is_there_again_after_a_reset() {
     let (data, programs) = (folder(), programs());
     let script = "mount -t virtiofs data /a
 if [ ! -e /a/was-here ]; then echo 1 > /a/was-here; reboot -f; fi
@@ -317,7 +317,7 @@ fn folders_and_sockets_that_are_not_there_are_named() {
 fn main() {
     common::conclude(common::cases! {
         a_guest_reads_and_writes_shared_folders, kvm, fetched, back_ends, whole_kernels, common::root;
-        a_share_is_there_again_after_a_reset, kvm, fetched, back_ends, whole_kernels, common::root;
+        long_a_share_is_there_again_after_a_reset, kvm, fetched, back_ends, whole_kernels, common::root, long;
         a_bivisor_that_is_killed_leaves_no_virtiofsd, kvm, fetched, back_ends, whole_kernels, common::root;
         a_guest_goes_on_without_its_virtiofsd, kvm, fetched, back_ends, whole_kernels, common::root;
         a_guest_has_a_disk_of_a_storage_daemon, kvm, fetched, back_ends, whole_kernels;

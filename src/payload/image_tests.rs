@@ -161,7 +161,7 @@ fn hostile_23_flipped_bytes_never_panic() {
         (state >> 33) as usize % below
     };
     for (index, image) in images.iter().enumerate() {
-        for _ in 0..effort::rounds(10_000) {
+        for _ in 0..effort::long_rounds(10_000) {
             let mut bytes = image.clone();
             let at = random(bytes.len().min(4096));
             bytes[at] = random(256) as u8;

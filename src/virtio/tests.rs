@@ -223,7 +223,7 @@ fn hostile_37_a_storm_of_resets_leaves_nothing_behind(carrier: Carrier) {
     let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
     serves(&mut driver);
     let before = descriptors();
-    for _ in 0..effort::rounds(2000) {
+    for _ in 0..effort::long_rounds(2000).max(50) {
         driver.start(0);
         driver.send(0, &[Buffer::Writable(0x5000, 4096)]);
         driver.set(VIRTIO_MMIO_STATUS, 0);

@@ -246,13 +246,15 @@ fn room_to_send_is_an_interrupt_and_received_data_come_first() {
 
 #[test]
 fn input_arrives_while_output_is_held_up() {
+    /// More than a pipe holds (pipe(7)).
+    const ALL: usize = 80_000;
     let mut rig = rig();
     rig.set(FIFO, FCR_ENABLE);
     rig.set(ENABLE, IER_RDI);
     let Rig { mut device, mut printed, typing, edges, .. } = rig;
     // Nobody reads what it prints: it stops in a write.
     let printer = thread::spawn(move || {
-        for _ in 0..200_000 {
+        for _ in 0..ALL {
             assert!(device.write(DATA, b"\n").is_continue());
         }
     });
@@ -264,7 +266,7 @@ fn input_arrives_while_output_is_held_up() {
         thread::sleep(std::time::Duration::from_millis(1));
     }
     assert!(!printer.is_finished());
-    let mut all = vec![0; 200_000];
+    let mut all = vec![0; ALL];
     printed.read_exact(&mut all).unwrap();
     printer.join().unwrap();
 }

@@ -129,7 +129,7 @@ fn hostile_42_many_connects_from_both_sides() {
     let most = table::MOST as u32;
     let listener = guest.listen(1);
     let mut streams = Vec::new();
-    let all = effort::rounds(100_000) as u32;
+    let all = effort::long_rounds(100_000) as u32;
     for port in 0..all.max(2 * most) {
         guest.send(Guest::header(port, 1, OP_REQUEST), &[]);
         let answer = guest.receive().0;
