@@ -11,11 +11,11 @@ use libtest_mimic::Trial;
 use crate::common::{Run, bivisor, cases, folder, guest, guest_file, kvm, wait};
 
 /// Our choice: the promise of group 46 where that takes seconds, a sample in an emulated host.
-fn starts() -> usize {
+pub fn starts() -> usize {
     if std::env::var_os("BIVISOR_EMULATED").is_some() { 48 } else { 1000 }
 }
 
-const AT_ONCE: usize = 16;
+pub const AT_ONCE: usize = 16;
 
 /// What a process of ours leaves in a folder, and children of this one.
 fn left(folder: &Path) -> (usize, usize) {
@@ -90,13 +90,23 @@ fn settled(run: Run) -> Child {
     child
 }
 
-/// CPUs that are held and devices that nobody drives cost nothing.
+/// CPUs that sleep or are held, and devices that nobody drives, cost nothing.
 fn hostile_58_a_guest_that_waits_wakes_nobody() {
     let folder = folder();
+    let sleeping = guest("sleep").options.replace("500ms", "60s");
+    let sleeping = bivisor("run").arg(guest_file(&folder, "sleep")).words(&sleeping);
     // They wait for gdb, and so for ever.
     let socket = folder.path().join("gdb");
-    let gdb = format!("--cpus 2 --gdb unix:{} --rng --scratch 1M", socket.display());
-    let mut run = bivisor("run").arg(guest_file(&folder, "spin")).words(&gdb);
+    let held = format!("--cpus 2 --gdb unix:{}", socket.display());
+    let held = bivisor("run").arg(guest_file(&folder, "spin")).words(&held);
+    thread::scope(|scope| {
+        for run in [sleeping, held] {
+            scope.spawn(|| wakes_nobody(run.words("--rng --scratch 1M")));
+        }
+    });
+}
+
+fn wakes_nobody(mut run: Run) {
     run.command.stderr(Stdio::null());
     let mut child = settled(run);
     let (began, ticks_before, wakes_before) =
