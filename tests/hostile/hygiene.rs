@@ -11,7 +11,7 @@ use libtest_mimic::Trial;
 use crate::common::{Run, bivisor, cases, folder, guest, guest_file, kvm, wait};
 
 /// Our choice: the promise of group 46 where that takes seconds, a sample in an emulated host.
-pub fn starts() -> usize {
+fn starts() -> usize {
     if std::env::var_os("BIVISOR_EMULATED").is_some() { 48 } else { 1000 }
 }
 
