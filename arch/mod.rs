@@ -12,6 +12,7 @@
 mod aarch64;
 mod exits;
 pub mod formats;
+mod new_vm;
 mod routes;
 mod run_page;
 #[cfg(any(test, fuzzing, target_arch = "x86_64"))]

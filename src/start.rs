@@ -41,6 +41,19 @@ fn fill_standard_streams() -> std::io::Result<()> {
     Ok(())
 }
 
+/// Has all threads share one heap. With one for each, which is its default, glibc looks at files of the
+/// system when there are many or when one of them shrinks, and no thread in the sandbox may open any
+/// (glibc 2.36, malloc/arena.c, `arena_get2`, and sysdeps/unix/sysv/linux/malloc-sysdep.h). Where it
+/// would count, nothing is allocated.
+#[cfg(target_env = "gnu")]
+fn share_one_heap() {
+    // SAFETY: takes numbers, before there is a second thread.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
+#[cfg(not(target_env = "gnu"))]
+fn share_one_heap() {}
+
 /// Called by the C library, which also ends the process with what it returns.
 #[cfg_attr(not(test), unsafe(no_mangle))]
 #[cfg_attr(test, allow(dead_code, reason = "the test harness has a main of its own"))]
@@ -52,6 +65,7 @@ extern "C" fn main(argc: c_int, argv: *const *const c_char) -> c_int {
     // So is a file that must not grow any more (setrlimit(2), RLIMIT_FSIZE).
     // SAFETY: as above.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+    share_one_heap();
     if let Err(error) = fill_standard_streams() {
         crate::complain(&format!("open /dev/null for a closed standard stream: {error}"));
         return status::FAILURE.into();

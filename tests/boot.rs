@@ -160,6 +160,13 @@ const ROWS: &[Row] = &[
     },
     Row { name: "pci_memory_is_sized_moved_and_used", guest: "pci", ..ROW },
     Row {
+        name: "a_disk_is_read_and_written_as_far_as_it_goes",
+        guest: "disk",
+        input: b"wr1r0r",
+        stdout: "0\n0\n1\n0\n",
+        ..ROW
+    },
+    Row {
         name: "pci_is_there_with_a_device_alone",
         guest: "pci",
         change: &[("--rng ", "")],
@@ -170,6 +177,13 @@ const ROWS: &[Row] = &[
     Row {
         name: "spin_runs_out_of_time",
         guest: "spin",
+        status: 124,
+        cause: "time-out",
+        ..OTHER_END
+    },
+    Row {
+        name: "sleep_runs_out_of_time",
+        guest: "sleep",
         status: 124,
         cause: "time-out",
         ..OTHER_END

@@ -2,6 +2,8 @@
 
 mod common;
 
+#[path = "gdb/pauses.rs"]
+mod pauses;
 #[path = "gdb/registers.rs"]
 mod registers;
 
@@ -18,6 +20,7 @@ use common::{
     MACHINE, Ran, bivisor, cases, finding, folder, guest, guest_file, hardware_breakpoints, kvm,
     wait,
 };
+use pauses::hostile_46_a_guest_is_stopped_and_let_go_at_any_moment;
 use registers::vector_registers_are_read_and_written_whatever_features_there_are;
 use tempfile::TempDir;
 
@@ -434,6 +437,7 @@ fn main() {
         hardware_breakpoints_need_no_memory, kvm, hardware_breakpoints;
         each_cpu_is_a_thread, kvm;
         ctrl_c_stops_a_guest_and_kill_ends_it, kvm;
+        hostile_46_a_guest_is_stopped_and_let_go_at_any_moment, kvm;
         a_guest_goes_on_when_gdb_is_gone_and_another_may_come, kvm;
         limits_and_signals_hold_while_it_waits, kvm;
         no_progress_counts_only_while_it_runs, kvm;

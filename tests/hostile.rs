@@ -3,10 +3,14 @@
 
 mod common;
 
+#[path = "hostile/faults.rs"]
+mod faults;
 #[path = "hostile/host_calls.rs"]
 mod host_calls;
 #[path = "hostile/hygiene.rs"]
 mod hygiene;
+#[path = "hostile/in_process.rs"]
+mod in_process;
 #[path = "hostile/limits.rs"]
 mod limits;
 #[path = "hostile/page.rs"]
@@ -22,8 +26,11 @@ fn is_clean(ran: &Ran) -> bool {
 }
 
 fn main() {
+    in_process::play();
     let mut trials = host_calls::trials();
+    trials.extend(faults::trials());
     trials.extend(hygiene::trials());
+    trials.extend(in_process::trials());
     trials.extend(limits::trials());
     trials.extend(page::trials());
     common::conclude(trials);

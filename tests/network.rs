@@ -337,8 +337,26 @@ fn name_server() -> JoinHandle<()> {
     })
 }
 
+/// Ends the passt of this test, by the interfaces that it shares with it and with no other test, as the kernel
+/// does when memory runs out.
+fn kill_passt() {
+    let interfaces = fs::read_link("/proc/thread-self/ns/net").unwrap();
+    let is_ours = |process: &fs::DirEntry| {
+        let command = fs::read(process.path().join("cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&command).contains("--tcp-ports")
+            && fs::read_link(process.path().join("ns/net")).is_ok_and(|its| its == interfaces)
+    };
+    let processes = fs::read_dir("/proc").unwrap().flatten().filter(is_ours);
+    let names = processes.map(|process| process.file_name().into_string().unwrap());
+    let pids: Vec<i32> = names.map(|name| name.parse().unwrap()).collect();
+    assert_eq!(pids.len(), 1, "passt runs");
+    // SAFETY: kill takes plain integers and checks them.
+    unsafe { libc::kill(pids[0], libc::SIGKILL) };
+}
+
 /// The command that people come with: many CPUs, much memory, a disk, and a port of the host that leads
-/// to a server in the guest. All of it without root, but for the interfaces of this test.
+/// to a server in the guest. All of it without root, but for the interfaces of this test. Without its passt the
+/// guest's cable is unplugged, its user is told, and the rest goes on.
 fn a_server_in_the_guest_answers_on_a_port_of_the_host() {
     connected();
     let folder = folder();
@@ -349,7 +367,9 @@ fn a_server_in_the_guest_answers_on_a_port_of_the_host() {
 ip route add default via 192.0.2.1
 nslookup -type=a vm.test 192.0.2.1
 mkdir /www; echo from disk $(cat /sys/block/vda/size) and $(nproc) CPUs > /www/index.html
-httpd -p 80 -h /www; echo serving; read line";
+httpd -p 80 -h /www; echo serving
+until [ $(cat /sys/class/net/eth0/carrier) = 0 ]; do sleep 0.1; done; echo no carrier
+dd if=/dev/vda bs=512 count=1 of=/dev/null && echo the disk answers";
     let names = name_server();
     let root = with_drivers(network_root(script, b""), &["virtio_blk"]);
     let mut run = boot(CLOUD, &root).words("--cmdline quiet --cpus 8 --memory 8192M --disk");
@@ -373,8 +393,14 @@ httpd -p 80 -h /www; echo serving; read line";
     let mut answer = String::new();
     let read = stream.read_to_string(&mut answer);
     assert!(answer.contains("from disk 131072 and 8 CPUs"), "{read:?} {answer:?}");
-    child.stdin.take().unwrap().write_all(b"\n").unwrap();
+    kill_passt();
+    let rest: Vec<_> = lines.collect();
+    assert!(rest.iter().any(|line| line.contains("no carrier")), "{rest:?}");
+    assert!(rest.iter().any(|line| line.contains("the disk answers")), "{rest:?}");
     assert_eq!(wait(&mut child, PATIENCE), Some(0));
+    let told = std::io::read_to_string(child.stderr.take().unwrap()).unwrap();
+    assert!(told.contains("passt: ") && told.contains("the guest's network is down"), "{told}");
+    assert_eq!(told.lines().count(), 1, "{told}");
     names.join().unwrap();
 }
 

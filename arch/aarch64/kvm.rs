@@ -24,6 +24,7 @@ pub use super::gic::route;
 use super::mode::{Machine, Mode, PSTATE_EL1H, SCTLR_M, mode_name};
 use super::registers::{self, Register, x};
 use super::{debug, layout, vectors};
+use crate::arch::new_vm;
 use crate::arch::run_page::RunPage;
 use crate::board::{Board, Extra, Finding, Start};
 use crate::exit::{BusAddr, CpuState, Crash, Exit, Stop};
@@ -54,7 +55,7 @@ pub fn create_vm(kvm: &Kvm, end: u64) -> Result<VmFd> {
     let limit = kvm.get_host_ipa_limit();
     let bits = needed.min(ipa_bits(limit));
     let kind = if limit == 0 { 0 } else { bits & KVM_VM_TYPE_ARM_IPA_SIZE_MASK };
-    let vm = kvm.create_vm_with_type(kind.into()).context("create a VM")?;
+    let vm = new_vm::create(kvm, kind.into())?;
     // An access that KVM can't decode for us comes as an exit and not as an error of KVM_RUN.
     // Without the capability (Linux before 5.5) it still ends the guest.
     let _ = vm.enable_cap(&kvm_enable_cap { cap: KVM_CAP_ARM_NISV_TO_USER, ..Default::default() });

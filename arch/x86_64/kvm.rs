@@ -21,6 +21,7 @@ use super::boot::{FirstState, Segment, first_state};
 use super::mode::{Machine, Mode};
 use super::registers::{GENERAL, RFLAGS, RIP, Register};
 use super::{cpuid, debug, layout};
+use crate::arch::new_vm;
 use crate::arch::routes::{message_route, set_routes};
 use crate::arch::run_page::RunPage;
 use crate::board::{Board, Extra, Finding, Message, Start};
@@ -50,7 +51,7 @@ pub fn address_limit(_: &Kvm) -> u64 {
 
 /// Creates the VM.
 pub fn create_vm(kvm: &Kvm, _end: u64) -> Result<VmFd> {
-    kvm.create_vm().context("create a VM")
+    new_vm::create(kvm, 0)
 }
 
 /// What all vCPUs are made from.

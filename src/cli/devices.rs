@@ -92,7 +92,8 @@ impl DeviceOptions {
         }
         for size in &self.scratch {
             let raw = Raw::scratch(*size).with_context(|| format!("--scratch {size}"))?;
-            devices.push(Box::new(Block::new(Arc::new(raw), "scratch", cpus, Engine::Best)));
+            let block = Block::new(Arc::new(raw), "scratch", cpus, Engine::Best);
+            devices.push(Box::new(block.named(format!("--scratch {size}"))));
         }
         for (index, net) in self.net.iter().enumerate() {
             devices.push(net.open(index, cpus)?);
@@ -118,7 +119,8 @@ impl DiskSource {
                 let opened = format.open(&disk.path, disk.access, disk.backing);
                 let opened = opened.with_context(what)?;
                 let block = Block::new(opened, &disk.serial, cpus, Engine::Best);
-                Ok(Box::new(block.limited(disk.rates)))
+                let name = disk.path.display().to_string();
+                Ok(Box::new(block.limited(disk.rates).named(name)))
             }
             Self::VhostUser(path) => {
                 let what = || format!("--disk vhost-user={}", path.display());

@@ -10,7 +10,7 @@ use crate::common::{Ran, Run, bivisor, cases, folder, guest_file, kvm};
 use crate::is_clean;
 
 /// `run` with at most `count` of a resource.
-fn with_limit(mut run: Run, resource: libc::c_int, count: u64) -> Ran {
+pub fn limited(mut run: Run, resource: libc::c_int, count: u64) -> Run {
     let limit = move || {
         let limit = libc::rlimit { rlim_cur: count, rlim_max: count };
         // SAFETY: the limits have a place.
@@ -21,7 +21,11 @@ fn with_limit(mut run: Run, resource: libc::c_int, count: u64) -> Ran {
     };
     // SAFETY: the closure makes one system call.
     unsafe { run.command.pre_exec(limit) };
-    run.finish()
+    run
+}
+
+fn with_limit(run: Run, resource: libc::c_int, count: u64) -> Ran {
+    limited(run, resource, count).finish()
 }
 
 /// The same, or it never came to us: before us comes the one that loads the C library.

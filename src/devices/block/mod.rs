@@ -28,7 +28,7 @@ use virtio_bindings::bindings::virtio_blk::{
 
 use self::disk::Disk;
 use self::pool::Pool;
-use self::request::{MAX_RANGES, SECTOR, Server};
+use self::request::{MAX_RANGES, Named, SECTOR, Server};
 use self::ring::{Berth, Ring};
 use crate::sandbox::Kind;
 use crate::virtio::limit::{Gate, Limit, Rates};
@@ -75,6 +75,7 @@ pub struct Block {
     /// For each queue, if io_uring serves it.
     rings: Vec<Berth>,
     serial: [u8; request::SERIAL_LEN],
+    named: Arc<Named>,
     config: [u8; CONFIG_LEN],
     queues: usize,
     limit: Option<Limit>,
@@ -106,7 +107,13 @@ impl Block {
         // Threads do what a ring is missing for.
         let rings = (0..rings).map_while(|_| Some(Arc::new(Mutex::new(Some(ring::open().ok()?)))));
         let rings = rings.collect();
-        Self { disk, rings, serial: told, config, queues, limit: None }
+        let named = Arc::new(Named::new("a disk".into()));
+        Self { disk, rings, serial: told, named, config, queues, limit: None }
+    }
+
+    /// With a name for messages.
+    pub fn named(self, name: String) -> Self {
+        Self { named: Arc::new(Named::new(name)), ..self }
     }
 
     /// With no more than this in a second, of all queues together.
@@ -156,6 +163,7 @@ impl VirtioDevice for Block {
     ) -> Result<Vec<Box<dyn Work>>> {
         let server = Arc::new(Server {
             disk: self.disk.clone(),
+            named: self.named.clone(),
             serial: self.serial,
             // 5.2.6.2: without the feature there is no flush, so each write must last.
             write_through: features & 1 << VIRTIO_BLK_F_FLUSH == 0,

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD,
@@ -14,6 +15,7 @@ use virtio_bindings::bindings::virtio_blk::{
 
 use super::disk::Disk;
 use crate::memory::GuestRam;
+use crate::notice;
 use crate::pieces::Pieces;
 use crate::virtio::chain::{Chain, Malformed};
 
@@ -68,13 +70,15 @@ pub enum Asked {
 pub enum Refused {
     /// It is not known or not offered.
     Unsupported,
-    /// It is wrong, or failed.
+    /// It is wrong.
     Failed,
+    /// The host can't.
+    Broken(io::Error),
 }
 
 impl From<io::Error> for Refused {
-    fn from(_: io::Error) -> Self {
-        Self::Failed
+    fn from(error: io::Error) -> Self {
+        Self::Broken(error)
     }
 }
 
@@ -102,14 +106,34 @@ impl Request {
     }
 
     /// Writes the outcome, and gives the bytes written to its buffers.
-    pub fn conclude(&mut self, outcome: Result<(), Refused>) -> u32 {
+    fn conclude(&mut self, outcome: Result<(), Refused>) -> u32 {
         let status = match outcome {
             Ok(()) => VIRTIO_BLK_S_OK,
             Err(Refused::Unsupported) => VIRTIO_BLK_S_UNSUPP,
-            Err(Refused::Failed) => VIRTIO_BLK_S_IOERR,
+            Err(Refused::Failed | Refused::Broken(_)) => VIRTIO_BLK_S_IOERR,
         };
         self.status.write(&[status as u8]);
         (self.room - self.chain.writable.len()) as u32 + 1
+    }
+}
+
+/// A disk by its name, for the one line that tells the user that it fails: its guest may ask again and
+/// again.
+pub struct Named {
+    name: String,
+    told: AtomicBool,
+}
+
+impl Named {
+    /// A disk that works so far.
+    pub fn new(name: String) -> Self {
+        Self { name, told: AtomicBool::new(false) }
+    }
+
+    fn fails(&self, error: &io::Error) {
+        if !self.told.swap(true, Ordering::Relaxed) {
+            notice::say(&format!("virtio-blk: {}: {error}: the guest has an error", self.name));
+        }
     }
 }
 
@@ -117,6 +141,8 @@ impl Request {
 pub struct Server {
     /// The disk.
     pub disk: Arc<dyn Disk>,
+    /// Its name on the host.
+    pub named: Arc<Named>,
     /// Its serial number, filled up with zeros.
     pub serial: [u8; SERIAL_LEN],
     /// Each write lasts before it is told.
@@ -129,7 +155,15 @@ impl Server {
         request.prepare()?;
         let asked = self.asked(&mut request.chain);
         let outcome = asked.and_then(|asked| self.carry_out(asked, &mut request.chain));
-        Ok(request.conclude(outcome))
+        Ok(self.conclude(request, outcome))
+    }
+
+    /// Writes the outcome of `request`, and gives the bytes written to its buffers.
+    pub fn conclude(&self, request: &mut Request, outcome: Result<(), Refused>) -> u32 {
+        if let Err(Refused::Broken(error)) = &outcome {
+            self.named.fails(error);
+        }
+        request.conclude(outcome)
     }
 
     /// Does what was asked for.

@@ -157,7 +157,7 @@ impl Ring {
                 },
                 Err(refused) => Err(refused),
             };
-            let written = slot.request.conclude(outcome);
+            let written = self.server.conclude(&mut slot.request, outcome);
             self.queue.push(slot.request.chain.head, written)?;
         }
         if !self.ring.submission().is_empty() {
@@ -192,7 +192,7 @@ impl Ring {
                 }
                 Some(outcome) => {
                     done = true;
-                    let written = slot.request.conclude(outcome);
+                    let written = self.server.conclude(&mut slot.request, outcome);
                     self.queue.push(slot.request.chain.head, written)?;
                     self.free.push(index);
                 }
@@ -253,7 +253,7 @@ impl Slot {
             Step::Read => &mut chain.writable,
             Step::Write => &mut chain.readable,
             Step::Flush => {
-                return Some(if result < 0 { Err(Refused::Failed) } else { Ok(()) });
+                return Some(if result < 0 { Err(broken(result)) } else { Ok(()) });
             }
         };
         match result {
@@ -263,10 +263,17 @@ impl Slot {
                 pieces.is_empty().then_some(Ok(()))
             }
             error if error == -libc::EINTR => None,
-            // The file became shorter, or it failed.
-            _ => Some(Err(Refused::Failed)),
+            error => Some(Err(broken(error))),
         }
     }
+}
+
+/// Why the kernel gave `result`: the file became shorter, or it failed.
+fn broken(result: i32) -> Refused {
+    Refused::Broken(match result {
+        0 => io::ErrorKind::UnexpectedEof.into(),
+        error => io::Error::from_raw_os_error(-error),
+    })
 }
 
 /// Hands the ring to the kernel, and waits until `wanted` requests came back.
@@ -340,10 +347,10 @@ mod tests {
             for result in [0, -libc::EIO, -libc::ENOSPC] {
                 let mut slot = start(step);
                 assert!(slot.progress(10).is_none());
-                assert!(matches!(slot.progress(result), Some(Err(Refused::Failed))), "{result}");
+                assert!(matches!(slot.progress(result), Some(Err(Refused::Broken(_)))), "{result}");
             }
         }
         assert!(matches!(start(Step::Flush).progress(0), Some(Ok(()))));
-        assert!(matches!(start(Step::Flush).progress(-libc::EIO), Some(Err(Refused::Failed))));
+        assert!(matches!(start(Step::Flush).progress(-libc::EIO), Some(Err(Refused::Broken(_)))));
     }
 }

@@ -48,3 +48,35 @@ fn a_disk_has_its_engine_after_a_reset_too() {
         assert!(there(&rings), "a ring is lost");
     }
 }
+
+// HOSTILE 55: resets while requests are under way, at any moment: each waits for what its worker is in, and the
+// next driver's requests are its own.
+#[test]
+fn hostile_55_resets_while_requests_are_under_way() {
+    for engine in ENGINES {
+        let file = file(LEN);
+        let disk = Raw::open(file.path(), Access::default()).unwrap();
+        let mut driver = Driver::new(Box::new(Block::new(Arc::new(disk), "", 2, engine)));
+        for round in 0..effort::rounds(1000) as u64 {
+            driver.start(FEATURES);
+            header(&driver, VIRTIO_BLK_T_IN, round % SECTORS);
+            for index in 0..5 {
+                let data = Buffer::Writable(DATA + index * 0x1000, 512);
+                let status = Buffer::Writable(STATUS + index, 1);
+                driver.send(0, &[Buffer::Readable(HEADER, 16), data, status]);
+            }
+            for _ in 0..round * 37 % 2000 {
+                std::hint::spin_loop();
+            }
+            driver.set(VIRTIO_MMIO_STATUS, 0);
+            assert_eq!(driver.get(VIRTIO_MMIO_STATUS), 0, "{engine:?}, round {round}");
+            // Nobody writes there any more.
+            driver.ram.write(&[0x5a; 512], DATA).unwrap();
+            assert_eq!(driver.ram.peek(DATA, 512), [0x5a; 512], "{engine:?}, round {round}");
+        }
+        driver.start(FEATURES);
+        let data = [Buffer::Writable(DATA, 512)];
+        assert_eq!(ask(&mut driver, VIRTIO_BLK_T_IN, 4, &data), (OK, 513));
+        assert_eq!(driver.ram.peek(DATA, 512), [5; 512]);
+    }
+}

@@ -1,0 +1,43 @@
+//! HOSTILE 46: guests that are stopped and let go again at any moment, faster than anybody types.
+
+use std::thread;
+use std::time::Duration;
+
+use super::{Debugged, INTERRUPT};
+
+/// Our choice: seconds natively, and a sample where each stop takes some milliseconds.
+fn rounds() -> u64 {
+    if std::env::var_os("BIVISOR_EMULATED").is_some() { 40 } else { 1000 }
+}
+
+/// A kick that is lost is a stop that never comes; one that is not settled is a guest that never goes on. CPUs
+/// spin, leave for a device all the time, or sleep; two of three wait for somebody to start them.
+pub fn hostile_46_a_guest_is_stopped_and_let_go_at_any_moment() {
+    thread::scope(|scope| {
+        for name in ["spin", "exits", "sleep"] {
+            scope.spawn(move || stop_and_go(name));
+        }
+    });
+}
+
+fn stop_and_go(name: &str) {
+    let debugged = Debugged::new(name, "--cpus 3");
+    let mut gdb = debugged.connect();
+    for round in 0..rounds() {
+        gdb.send("vCont;c");
+        // Also at once, while some have not gone on yet.
+        if !round.is_multiple_of(3) {
+            thread::sleep(Duration::from_micros(round * 379 % 1500));
+        }
+        gdb.0.write_all(INTERRUPT).unwrap();
+        let stop = gdb.receive();
+        assert!(stop.starts_with("S02"), "{name}, round {round}: {stop}");
+    }
+    // The guest stood still: each step of it is one.
+    if name == "spin" {
+        let at = gdb.pc();
+        assert_eq!(gdb.pc(), at);
+    }
+    gdb.send("k");
+    assert_eq!(debugged.end().status, 137, "{name}");
+}
