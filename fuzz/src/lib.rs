@@ -17,9 +17,11 @@ use inputs::{Input, found};
 pub fn write_seeds(input: &Input) {
     let folder = std::env::args_os().skip(1).map(PathBuf::from).find(|path| path.is_dir());
     let Some(corpus) = folder else { return };
-    let seeds = (input.seeds)().into_iter().chain(found(input.corpus).map(Vec::from));
-    for (index, seed) in seeds.enumerate() {
-        fs::write(corpus.join(format!("seed-{index}")), seed).expect("the corpus can be written");
+    let seeds = (input.seeds)().into_iter().map(|seed| ("seed", seed));
+    let kept = found(input.corpus).map(|bytes| ("kept", bytes.to_vec()));
+    for (index, (name, bytes)) in seeds.chain(kept).enumerate() {
+        fs::write(corpus.join(format!("{name}-{index}")), bytes)
+            .expect("the corpus can be written");
     }
 }
 
