@@ -34,7 +34,7 @@ cfg_if::cfg_if! {
 }
 
 /// What fuzz targets (`fuzz/`) call beside the library's own names, of both architectures.
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub mod fuzzing {
     pub use super::aarch64::{RULES as AARCH64, fdt, features};
     pub use super::x86_64::{Machine, Mode, RULES as X86_64, boot::first_state};

@@ -46,7 +46,12 @@ pub(crate) struct Ending<'a> {
     stopped: &'a EventFd,
 }
 
-impl Ending<'_> {
+impl<'a> Ending<'a> {
+    /// Nothing has ended the machine yet.
+    pub(crate) fn new(expects: bool, stopping: &'a AtomicBool, stopped: &'a EventFd) -> Self {
+        Self { expects, first: Mutex::new(None), stopping, stopped }
+    }
+
     /// Ends the machine, unless something else has.
     pub(crate) fn end(&self, stop: Stop, vcpu: Option<usize>) {
         let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
@@ -61,6 +66,16 @@ impl Ending<'_> {
 
     fn is_over(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
+    }
+
+    /// What failed, if that is the end.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn failure(&self) -> Option<String> {
+        let first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
+        match first.as_ref() {
+            Some((Stop::Failed(error), _)) => Some(format!("{error:#}")),
+            _ => None,
+        }
     }
 
     /// The process status that the end gives, once there is one.
@@ -81,12 +96,7 @@ impl Machine {
         caught.extend(self.screen.iter().map(|_| libc::SIGWINCH));
         caught.extend(self.balloon.iter().map(|_| libc::SIGUSR1));
         let signals = self.catch_signals.then(|| sys::signal_fd(&caught)).transpose();
-        let ending = Ending {
-            expects: self.expects,
-            first: Mutex::new(None),
-            stopping: &self.stopping,
-            stopped: &self.stopped,
-        };
+        let ending = Ending::new(self.expects, &self.stopping, &self.stopped);
         let signals = signals.context("watch for signals").unwrap_or_else(|error| {
             ending.end(Stop::Failed(error), None);
             None

@@ -93,6 +93,14 @@ pub mod guests;
 mod arch;
 
 /// The parsers and tables of the architectures, for fuzzing alone.
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub use arch::{formats, fuzzing};
+
+/// What fuzz targets do with bytes, to replay what they have found.
+#[cfg(test)]
+#[path = "../fuzz/src/inputs/mod.rs"]
+mod fuzz_inputs;
+/// They know the library by its name.
+#[cfg(test)]
+extern crate self as bivisor;

@@ -21,9 +21,14 @@ impl Symbols {
         let mut bytes = Vec::new();
         file.take(FILE_MAX + 1).read_to_end(&mut bytes).context("read it")?;
         ensure!(bytes.len() as u64 <= FILE_MAX, "larger than {} MiB", FILE_MAX >> 20);
+        Self::parse(&bytes)
+    }
+
+    /// The symbols in a file with this content.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
         let mut symbols = match bytes.starts_with(b"\x7fELF") {
-            true => of_elf(&bytes)?,
-            false => of_map(&bytes),
+            true => of_elf(bytes)?,
+            false => of_map(bytes),
         };
         ensure!(!symbols.is_empty(), "no symbols: give a System.map or an ELF file that has some");
         symbols.sort_unstable();

@@ -1,35 +1,38 @@
-//! What fuzz targets share: limits, seeds, and the way from bytes to a machine's memory.
+//! Makes fuzz targets of what is in [`inputs`], which bivisor's own tests have too.
 //!
 //! A target fails where what it calls panics; libFuzzer itself notices what hangs or takes more
-//! memory than it may. The seeds are the samples of the library's own tests and four packed texts.
+//! memory than it may.
 
-pub mod image;
-pub mod qcow2;
-pub mod rings;
-pub mod seeds;
-pub mod tables;
-pub mod whole;
+pub mod inputs;
 
-pub use bivisor;
+use std::fs;
+use std::path::PathBuf;
+
 pub use libfuzzer_sys::fuzz_target;
 
-use bivisor::payload::unpack::{self, Compression};
+use inputs::{Input, found};
 
-/// Bytes that anything may unpack to. Our choice: several times what a seed does, and little enough
-/// to be filled hundreds of times a second.
-pub const LIMIT: u64 = 1 << 20;
-
-/// The whole of a target: its seeds, and what is done with any bytes.
-#[macro_export]
-macro_rules! target {
-    ($seeds:expr, $test:expr) => {
-        $crate::fuzz_target!(init: $crate::seeds::write(&$seeds), |bytes: &[u8]| $test(bytes));
-    };
+/// Writes what an input begins with, and what was found for it before, to the corpus: the first folder
+/// among the arguments, which libFuzzer reads later.
+pub fn write_seeds(input: &Input) {
+    let folder = std::env::args_os().skip(1).map(PathBuf::from).find(|path| path.is_dir());
+    let Some(corpus) = folder else { return };
+    let seeds = (input.seeds)().into_iter().map(|seed| ("seed", seed));
+    let kept = found(input.corpus).map(|bytes| ("kept", bytes.to_vec()));
+    for (index, (name, bytes)) in seeds.chain(kept).enumerate() {
+        fs::write(corpus.join(format!("{name}-{index}")), bytes)
+            .expect("the corpus can be written");
+    }
 }
 
-/// Unpacks `bytes`, whatever they are, and keeps to the limit.
-pub fn unpack(compression: Compression, bytes: &[u8]) {
-    if let Ok(unpacked) = unpack::unpack(compression, bytes, LIMIT) {
-        assert!(unpacked.len() as u64 <= LIMIT);
-    }
+/// The whole of a target: the input of that name, its seeds first.
+#[macro_export]
+macro_rules! target {
+    ($name:literal) => {
+        static INPUT: std::sync::LazyLock<&$crate::inputs::Input> =
+            std::sync::LazyLock::new(|| $crate::inputs::find($name));
+        $crate::fuzz_target!(init: $crate::write_seeds(&INPUT), |bytes: &[u8]| {
+            (INPUT.run)(bytes)
+        });
+    };
 }

@@ -1,5 +1,4 @@
 //! The whole path: whatever is recognised is described, and loaded in every way.
-
 #![no_main]
 
-fuzzing::target!(fuzzing::seeds::images(), fuzzing::image::run);
+fuzzing::target!("image");

@@ -1,8 +1,4 @@
 //! Rings of the vsock device.
-
 #![no_main]
 
-fuzzing::target!(fuzzing::rings::seeds(), |bytes| fuzzing::rings::play(
-    bytes,
-    fuzzing::rings::vsock
-));
+fuzzing::target!("vsock");

@@ -5,6 +5,7 @@
 //! - [`patches`]: breakpoints in the guest's code
 //! - [`target`]: what gdb asks for, done
 //! - [`session`]: the thread that serves it
+//! - `player`: a gdb that says anything, for tests
 //!
 //! A vCPU is a thread of gdb's, number n being thread n + 1. All stop together and go on together.
 //! Each vCPU's own thread carries out what is asked of it, so nothing here shares a vCPU. Without a
@@ -14,6 +15,9 @@
 mod hold;
 mod listen;
 mod patches;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod player;
 mod session;
 mod target;
 

@@ -1,28 +1,22 @@
 //! For tests and fuzzing: plays a guest that does anything whatever to a whole machine: accesses of every
-//! width anywhere on its bus, and rings with any content. No vCPU runs, so KVM does nothing but keep the
+//! width anywhere on its bus, and rings with any content, while the host does its part ([`host`]). No vCPU runs, so KVM does nothing but keep the
 //! machine's parts.
 
+mod host;
+mod request;
+
 use std::fs::File;
-use std::io::Read;
-use std::os::fd::AsRawFd;
-use std::os::unix::net::UnixStream;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering, fence};
-use std::thread;
+use std::sync::atomic::{Ordering, fence};
 
 use anyhow::{Context, Result};
 use virtio_bindings::virtio_mmio::*;
 
+use self::host::Host;
 use super::Machine;
 use crate::arch::layout;
-use crate::config::{Config, ConsoleDevice, Memory};
+use crate::config::{Config, Memory};
 use crate::console::Console;
-use crate::devices::block::raw::Raw;
-use crate::devices::block::{Block, Engine};
-use crate::devices::entropy::Entropy;
-use crate::devices::net::{Mac, Net, socket};
 use crate::devices::value;
-use crate::devices::vsock::Vsock;
 use crate::exit::BusAddr;
 use crate::guests;
 use crate::payload::Payload;
@@ -51,9 +45,14 @@ const BAR: u64 = 0x10;
 const COMMAND: u64 = 4;
 const MEMORY_AND_MASTER: u64 = 6;
 
+/// What drivers accept: all; nothing but version 1 (virtio v1.3, 6); all but what 2.7 has to spare
+/// interrupts; all that is not its device type's.
+const FEATURES: [u64; 4] = [u64::MAX, 1 << 32, !(1 << 29), !0xff_ffff];
+
 /// A machine whose guest is played.
 pub struct Player {
     machine: Machine,
+    host: Host,
     carrier: Carrier,
     /// Where the registers of each virtio device are.
     devices: Vec<BusAddr>,
@@ -61,61 +60,36 @@ pub struct Player {
     available: Vec<[u16; QUEUES]>,
 }
 
-/// What fuzzing has found for a machine by this carrier: scripts that each do something of their own. The
-/// file has the length of each in two bytes, big-endian, and the script.
-pub fn corpus(carrier: Carrier) -> impl Iterator<Item = &'static [u8]> {
-    let mut rest: &[u8] = match carrier {
-        Carrier::Mmio => include_bytes!("../../fuzz/corpora/machine_mmio"),
-        Carrier::Pci => include_bytes!("../../fuzz/corpora/machine_pci"),
-    };
-    std::iter::from_fn(move || {
-        let (len, behind) = rest.split_first_chunk::<2>()?;
-        let (script, later) = behind.split_at_checked(u16::from_be_bytes(*len).into())?;
-        rest = later;
-        Some(script)
-    })
-}
-
 /// What is left of the bytes that say what to do; zeros behind them.
-struct Script<'a>(&'a [u8]);
+pub struct Script<'a>(pub &'a [u8]);
 
-impl Script<'_> {
-    fn number(&mut self, width: usize) -> u64 {
-        let (now, later) = self.0.split_at(width.min(self.0.len()));
+impl<'a> Script<'a> {
+    /// The next bytes, so many or all that there are.
+    pub fn bytes(&mut self, len: usize) -> &'a [u8] {
+        let (now, later) = self.0.split_at(len.min(self.0.len()));
         self.0 = later;
-        now.iter().fold(0, |number, byte| number << 8 | u64::from(*byte))
+        now
+    }
+
+    /// The number in the next `width` bytes, big-endian.
+    pub fn number(&mut self, width: usize) -> u64 {
+        self.bytes(width).iter().fold(0, |number, byte| number << 8 | u64::from(*byte))
     }
 }
 
 impl Player {
-    /// A machine with a device of every type that needs nothing of the host.
+    /// A machine with a device of every type that needs no other program, no privilege and no network.
     pub fn new(carrier: Carrier) -> Result<Self> {
         let console = Console::new(File::create("/dev/null")?, None);
         let guest = guests::find("spin").context("an embedded guest")?;
         let mut config = Config::new(Payload::Bytes(guest.image), console);
-        let (ours, mut peer) = UnixStream::pair()?;
-        let link = socket::inherited(ours.as_raw_fd())?;
-        thread::spawn(move || {
-            let mut frames = [0; 1 << 16];
-            while peer.read(&mut frames).is_ok_and(|count| count > 0) {}
-        });
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir();
-        let path = path.join(format!("bivisor-played-{}-{number}", std::process::id()));
-        let disk = Arc::new(Raw::scratch(1 << 20)?);
-        config.devices = vec![
-            Box::new(Block::new(disk.clone(), "played", 1, Engine::Best)),
-            Box::new(Block::new(disk, "played", 1, Engine::Threads)),
-            Box::new(Net::new(link, Mac::of(0), None)),
-            Box::new(Entropy::new()?),
-            Box::new(Vsock::new(3, &path)?),
-        ];
-        config.console_device = ConsoleDevice::Virtio;
-        config.balloon = Some(1 << 20);
+        let host = Host::equip(&mut config)?;
+        // The console and the balloon besides.
+        let count = config.devices.len() as u64 + 2;
         config.memory = Memory::Size(RAM_LEN);
         config.transport = Some(carrier);
-        let machine = Machine::build(config)?;
+        let mut machine = Machine::build(config)?;
+        host::add_others(&mut machine)?;
         let virtio = |index: &usize| machine.bus.name(*index).starts_with("virtio-");
         let devices: Vec<BusAddr> = match carrier {
             Carrier::Mmio => {
@@ -125,11 +99,11 @@ impl Player {
             // Behind the bridge; the addresses are given when they are started.
             Carrier::Pci => {
                 let window = layout::PCI.window.start;
-                (1..8).map(|number| BusAddr::memory(window + number * 0x10_0000)).collect()
+                (1..=count).map(|number| BusAddr::memory(window + number * 0x10_0000)).collect()
             }
         };
         let available = vec![[0; QUEUES]; devices.len()];
-        Ok(Self { machine, carrier, devices, available })
+        Ok(Self { machine, host, carrier, devices, available })
     }
 
     /// The places of all devices on the bus: where each begins, and its bytes.
@@ -178,6 +152,11 @@ impl Player {
 
     /// Resets a device and starts it as a driver does, with all features that it offers.
     pub fn start(&mut self, device: usize) {
+        self.start_with(device, u64::MAX);
+    }
+
+    /// The same with only those of `features`.
+    fn start_with(&mut self, device: usize, features: u64) {
         if self.carrier == Carrier::Pci {
             let config = layout::PCI.config.start + ((device as u64 + 1) << 15);
             let bar = self.devices[device].addr;
@@ -189,7 +168,8 @@ impl Player {
         self.set(device, VIRTIO_MMIO_STATUS, 1 | 2);
         for half in 0..2 {
             self.set(device, VIRTIO_MMIO_DEVICE_FEATURES_SEL, half);
-            let features = self.get(device, VIRTIO_MMIO_DEVICE_FEATURES);
+            let offered = self.get(device, VIRTIO_MMIO_DEVICE_FEATURES);
+            let features = offered & (features >> (32 * half)) as u32;
             self.set(device, VIRTIO_MMIO_DRIVER_FEATURES_SEL, half);
             self.set(device, VIRTIO_MMIO_DRIVER_FEATURES, features);
         }
@@ -272,7 +252,7 @@ impl Player {
                 2 => {
                     self.set(device, (script.number(1) as u32 & 0x3f) * 4, script.number(4) as u32)
                 }
-                3 => self.start(device),
+                3 => self.start_with(device, FEATURES[(how >> 3) as usize % FEATURES.len()]),
                 // Anything into rings and buffers.
                 4 => {
                     let at = match how & 0x40 {
@@ -282,6 +262,8 @@ impl Player {
                     let content = script.number(8).to_be_bytes();
                     let _ = self.machine.ram.write(&content, at);
                 }
+                6 => self.request(device, queue, &mut script),
+                7 => self.host.act(&self.machine, &mut script),
                 // A chain of up to four buffers.
                 _ => {
                     let [table, ..] = self.rings(device, queue);

@@ -20,6 +20,9 @@
 mod calls;
 mod connection;
 mod kinds;
+#[cfg(any(test, fuzzing))]
+#[cfg_attr(not(test), allow(dead_code))]
+pub(crate) mod peer;
 #[cfg(test)]
 mod tests;
 mod virtiofsd;
@@ -37,6 +40,9 @@ use self::calls::Calls;
 use self::connection::Connection;
 use self::kinds::Kind;
 pub use self::kinds::{TAG_LEN, block, net, share};
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub use self::kinds::{block_on, fs, net_on};
 use crate::child::Child;
 use crate::notice;
 use crate::virtio::queue::{self, Queue};

@@ -1,14 +1,13 @@
 //! Devices by vhost-user, driven through their registers, with a back end of these tests.
 
 mod hostile;
-mod peer;
 
 use std::time::Duration;
 
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_STATUS;
 
-use self::peer::*;
 use super::kinds::{block_on, fs, net_on};
+use super::peer::*;
 use super::*;
 use crate::devices::net::Mac;
 use crate::memory::{GuestRam, RamRange};

@@ -1,6 +1,5 @@
 //! Images: from any bytes to guest RAM, on both architectures.
 
-use bivisor::formats::HEAD;
 use bivisor::fuzzing as arch;
 use bivisor::memory::{GuestRam, RamRange};
 use bivisor::payload::Payload;
@@ -9,7 +8,7 @@ use bivisor::payload::image::{Image, Unpacking};
 use bivisor::payload::load::{self, Rules, Wish};
 use bivisor::places::Places;
 
-use crate::LIMIT;
+use super::LIMIT;
 
 /// Where RAM begins on each architecture.
 const RAM_STARTS: [u64; 2] = [0, 0x4000_0000];
@@ -35,9 +34,4 @@ fn load_every_way<M: Copy + PartialEq>(image: &Image, ram_start: u64, rules: &Ru
         let loaded = load::load(image, &ram, &mut places, &Wish::default(), &way, rules);
         assert!(loaded.map_or(true, |entry| places.in_ram(entry, 1)));
     }
-}
-
-/// What a reader of headers is given: the first bytes of a file, and its length.
-pub fn head(bytes: &[u8]) -> (&[u8], u64) {
-    (&bytes[..bytes.len().min(HEAD)], bytes.len() as u64)
 }

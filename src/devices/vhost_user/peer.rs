@@ -1,4 +1,4 @@
-//! A back end for tests, which speaks the protocol byte by byte, so that it can also speak it wrong. It
+//! A back end for tests and fuzzing, which speaks the protocol byte by byte, so that it can also speak it wrong. It
 //! reaches the guest's RAM through the file that it was sent, and fills what a driver offers.
 
 use std::fs::File;
@@ -118,10 +118,22 @@ pub struct Peer {
 
 /// A back end that answers as `answer` says, and our end of the connection to it.
 pub fn peer(answer: impl FnMut(&Message) -> Answer + Send + 'static) -> (Peer, UnixStream) {
+    back_end(answer, true)
+}
+
+/// A back end that keeps to the protocol and leaves the guest's rings alone, whatever is in them.
+pub fn idle(traits: Traits) -> UnixStream {
+    back_end(move |message| traits.answer(message), false).1
+}
+
+fn back_end(
+    answer: impl FnMut(&Message) -> Answer + Send + 'static,
+    serves: bool,
+) -> (Peer, UnixStream) {
     let (ours, its) = UnixStream::pair().unwrap();
     let (told, requests) = channel();
     let (rings, files) = (Vec::new(), Vec::new());
-    let back_end = BackEnd { socket: its, told, ram: None, rings, on: false, files };
+    let back_end = BackEnd { socket: its, told, ram: None, rings, on: false, files, serves };
     let thread = thread::spawn(move || back_end.run(answer));
     (Peer { requests, thread }, ours)
 }
@@ -151,6 +163,8 @@ struct BackEnd {
     /// Rings run without being switched on: there are no protocol features.
     on: bool,
     files: Vec<File>,
+    /// It looks at the rings.
+    serves: bool,
 }
 
 impl BackEnd {
@@ -185,7 +199,19 @@ impl BackEnd {
                 // A front end that has given up is no error here.
                 let _ = self.socket.write_all(&bytes);
             }
-            self.serve();
+            if self.serves {
+                self.serve();
+            } else {
+                self.ring_all();
+            }
+        }
+    }
+
+    /// Says of all rings that something was used, which is no lie that a driver may not be told.
+    fn ring_all(&mut self) {
+        for ring in &self.rings {
+            let _ = ring.kick.as_ref().map(|mut kick| kick.read(&mut [0; 8]));
+            let _ = ring.call.as_ref().map(|mut call| call.write(&1u64.to_ne_bytes()));
         }
     }
 

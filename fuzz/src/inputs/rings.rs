@@ -11,6 +11,7 @@ use bivisor::devices::block::raw::Raw;
 use bivisor::devices::block::{Block, Engine};
 use bivisor::devices::net::{Mac, Net, socket};
 use bivisor::devices::vsock::Vsock;
+use bivisor::machine::player::Script;
 use bivisor::virtio::VirtioDevice;
 use bivisor::virtio::driver::{Buffer, Driver};
 
@@ -30,21 +31,6 @@ thread_local! {
     static DRIVER: RefCell<Option<Driver>> = const { RefCell::new(None) };
 }
 
-/// Bytes of input, zeros once they are used up.
-struct Input<'a>(&'a [u8]);
-
-impl<'a> Input<'a> {
-    fn bytes(&mut self, len: usize) -> &'a [u8] {
-        let (now, later) = self.0.split_at(len.min(self.0.len()));
-        self.0 = later;
-        now
-    }
-
-    fn number(&mut self, width: usize) -> u64 {
-        self.bytes(width).iter().fold(0, |value, byte| value << 8 | u64::from(*byte))
-    }
-}
-
 /// Plays `bytes` to the device that `make` makes the first time: chains of up to four buffers, in
 /// queues of any number, with content of the input's.
 pub fn play(bytes: &[u8], make: impl Fn() -> Box<dyn VirtioDevice>) {
@@ -52,7 +38,7 @@ pub fn play(bytes: &[u8], make: impl Fn() -> Box<dyn VirtioDevice>) {
         let driver = driver.get_or_insert_with(|| Driver::new(make()));
         driver.start(u64::MAX);
         let queues = driver.device.transport().queue_count();
-        let mut input = Input(bytes);
+        let mut input = Script(bytes);
         while !input.0.is_empty() {
             let first = input.number(1) as usize;
             let (queue, count) = (first % queues, 1 + first / 64);

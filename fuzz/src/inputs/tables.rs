@@ -5,6 +5,7 @@ use bivisor::exit::BusAddr;
 use bivisor::fuzzing::fdt::{Gic, device_tree};
 use bivisor::fuzzing::features::Features;
 use bivisor::fuzzing::{Machine, Mode, first_state};
+use bivisor::machine::player::Script;
 use bivisor::memory::{RamRange, check_ranges};
 use bivisor::places::Places;
 
@@ -27,22 +28,11 @@ const MODES: [Mode; 8] = [
 ];
 const MACHINES: [Machine; 3] = [Machine::Bare, Machine::Micro, Machine::Pc];
 
-/// Numbers from bytes, zero once they are used up.
-struct Numbers<'a>(&'a [u8]);
-
-impl Numbers<'_> {
-    fn next(&mut self, width: usize) -> u64 {
-        let (now, later) = self.0.split_at(width.min(self.0.len()));
-        self.0 = later;
-        now.iter().fold(0, |value, byte| value << 8 | u64::from(*byte))
-    }
-
-    /// A range of whole pages, as likely small as large.
-    fn range(&mut self) -> RamRange {
-        let shift = self.next(1) % 40;
-        let start = (self.next(4) * PAGE) << (shift % 20);
-        RamRange { start, len: (self.next(2) * PAGE) << (shift / 2) }
-    }
+/// A range of whole pages, as likely small as large.
+fn range(numbers: &mut Script<'_>) -> RamRange {
+    let shift = numbers.number(1) % 40;
+    let start = (numbers.number(4) * PAGE) << (shift % 20);
+    RamRange { start, len: (numbers.number(2) * PAGE) << (shift / 2) }
 }
 
 /// A small board for each mode, as bytes.
@@ -64,30 +54,30 @@ pub fn seeds() -> Vec<Vec<u8>> {
 
 /// Makes every table for the board that `bytes` stand for.
 pub fn run(bytes: &[u8]) {
-    let mut numbers = Numbers(bytes);
-    let cpus = numbers.next(2) as usize % MOST_CPUS;
-    let ranges = (0..numbers.next(2) % 258).map(|_| numbers.range()).collect();
+    let mut numbers = Script(bytes);
+    let cpus = numbers.number(2) as usize % MOST_CPUS;
+    let ranges = (0..numbers.number(2) % 258).map(|_| range(&mut numbers)).collect();
     let Ok(ram) = check_ranges(ranges, PAGE, ADDRESSES, &[]) else { return };
-    let exit_register = BusAddr::memory(numbers.next(8));
-    let pci = numbers.next(1) & 1 != 0;
+    let exit_register = BusAddr::memory(numbers.number(8));
+    let pci = numbers.number(1) & 1 != 0;
     let board = Board { cpus, ram, exit_register, virtio: vec![], pci };
-    let mode = MODES[numbers.next(1) as usize % MODES.len()];
-    let machine = MACHINES[numbers.next(1) as usize % MACHINES.len()];
-    let entry = numbers.next(8);
+    let mode = MODES[numbers.number(1) as usize % MODES.len()];
+    let machine = MACHINES[numbers.number(1) as usize % MACHINES.len()];
+    let entry = numbers.number(8);
     let mut places = Places::new(&board.ram);
-    let _ = places.reserve(entry, numbers.next(4), "image");
+    let _ = places.reserve(entry, numbers.number(4), "image");
     // Such a kernel has been placed there, or it does not start.
     let real_mode_part = places.reserve(0x9_0000, 0x9000, "kernel");
     if mode == Mode::Linux16 && real_mode_part.is_err() {
         return;
     }
-    let file = |numbers: &mut Numbers<'_>, places: &mut Places| {
-        let len = numbers.next(3);
+    let file = |numbers: &mut Script<'_>, places: &mut Places| {
+        let len = numbers.number(3);
         let start = places.take_below(1 << 32, len, PAGE, "file").ok()?;
         Some(RamRange { start, len })
     };
     let initrd = file(&mut numbers, &mut places);
-    let modules = (0..numbers.next(1))
+    let modules = (0..numbers.number(1))
         .filter_map(|_| file(&mut numbers, &mut places))
         .map(|place| Module { place, name: b"module".to_vec() })
         .collect();

@@ -1,26 +1,14 @@
 //! What targets begin with.
 
-use std::fs;
-use std::path::PathBuf;
-
 use bivisor::formats::samples;
 
 /// A text of 6 KiB, packed by gzip 1.12, zstd 1.5.4, lz4 1.9.4 (`-l`) and xz 5.4.1 (`--x86`).
 pub const PACKED: [&[u8]; 4] = [
-    include_bytes!("../seeds/text.gz"),
-    include_bytes!("../seeds/text.zst"),
-    include_bytes!("../seeds/text.lz4"),
-    include_bytes!("../seeds/text.xz"),
+    include_bytes!("../../seeds/text.gz"),
+    include_bytes!("../../seeds/text.zst"),
+    include_bytes!("../../seeds/text.lz4"),
+    include_bytes!("../../seeds/text.xz"),
 ];
-
-/// Writes `seeds` to the corpus: the first folder among the arguments, which libFuzzer reads later.
-pub fn write(seeds: &[Vec<u8>]) {
-    let folder = std::env::args_os().skip(1).map(PathBuf::from).find(|path| path.is_dir());
-    let Some(corpus) = folder else { return };
-    for (index, seed) in seeds.iter().enumerate() {
-        fs::write(corpus.join(format!("seed-{index}")), seed).expect("the corpus can be written");
-    }
-}
 
 /// An image of each kind, plain and packed.
 pub fn images() -> Vec<Vec<u8>> {

@@ -1,0 +1,4 @@
+//! A gdb that says anything whatever.
+#![no_main]
+
+fuzzing::target!("gdb");

@@ -1,0 +1,4 @@
+//! What is typed at a terminal.
+#![no_main]
+
+fuzzing::target!("keys");

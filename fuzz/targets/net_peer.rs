@@ -1,0 +1,4 @@
+//! The other end of a guest's network.
+#![no_main]
+
+fuzzing::target!("net_peer");

@@ -1,0 +1,4 @@
+//! What a guest prints while texts are waited for.
+#![no_main]
+
+fuzzing::target!("printed");

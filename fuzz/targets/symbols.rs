@@ -1,0 +1,4 @@
+//! Files of symbols: `System.map` and ELF.
+#![no_main]
+
+fuzzing::target!("symbols");
