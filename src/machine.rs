@@ -12,14 +12,12 @@ pub mod player;
 mod virtio;
 
 use std::io;
-use std::os::fd::{FromRawFd, IntoRawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use kvm_ioctls::{Cap, Kvm, VmFd};
-use rustix::fs::{Mode, OFlags};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::{self, layout};
@@ -47,9 +45,7 @@ use devices::Devices;
 /// Why /dev/kvm can't be used, in one line with the mend.
 pub fn open_kvm() -> Result<Kvm> {
     const PATH: &str = "/dev/kvm";
-    // As kvm-ioctls does it, but past musl's open(2), which sets the flag once more.
-    let file = rustix::fs::open(PATH, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
-    let file = file.map_err(|error| match error.raw_os_error() {
+    let kvm = sys::open_kvm(PATH).map_err(|error| match error.raw_os_error() {
         libc::ENOENT => anyhow::anyhow!(
             "open {PATH}: no such file (is KVM switched on in the firmware, and its module loaded?)"
         ),
@@ -58,8 +54,6 @@ pub fn open_kvm() -> Result<Kvm> {
         }
         _ => anyhow::anyhow!("open {PATH}: {}", io::Error::from(error)),
     })?;
-    // SAFETY: the descriptor is open, and nobody else's.
-    let kvm = unsafe { Kvm::from_raw_fd(file.into_raw_fd()) };
     // KVM API, KVM_GET_API_VERSION: 12 since 2007, and whatever else is not KVM.
     match kvm.get_api_version() {
         12 => Ok(kvm),

@@ -1,8 +1,11 @@
 //! The few system calls that neither std nor the rust-vmm crates wrap safely.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::time::Duration;
+
+use kvm_ioctls::Kvm;
+use rustix::fs::{Mode, OFlags};
 
 /// Waits until one of `fds` is ready, or `timeout` is over (`None`: for ever). Each entry holds a
 /// descriptor and the events to wait for, and gets the events that happened; a signal counts as
@@ -26,6 +29,14 @@ pub fn poll(fds: &mut [libc::pollfd], timeout: Option<Duration>) -> io::Result<(
 /// An entry for [`poll`].
 pub fn poll_entry(fd: &impl AsRawFd, events: libc::c_short) -> libc::pollfd {
     libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 }
+}
+
+/// Opens KVM's device at `path`. As kvm-ioctls does it, but past musl's open(2), which makes a second
+/// system call for a flag that is there already.
+pub fn open_kvm(path: &str) -> rustix::io::Result<Kvm> {
+    let file = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    // SAFETY: the descriptor is open, and nobody else's.
+    Ok(unsafe { Kvm::from_raw_fd(file.into_raw_fd()) })
 }
 
 /// A set of signals.

@@ -75,6 +75,7 @@ const UNSAFE_FILES: &[&str] = &[
     "src/own_code.rs",        // madvise of the program's code
     "src/pieces.rs",          // guest RAM for system calls
     "src/sandbox/files.rs",   // landlock
+    "src/sandbox/filter.rs",  // seccomp
     "src/sandbox/refused.rs", // a signal's context
     "src/start.rs",           // C's main
     "src/sys.rs",             // system calls
