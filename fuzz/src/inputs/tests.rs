@@ -1,6 +1,7 @@
 //! What fuzzing has found is survived, by every input.
 
 use super::*;
+use crate::effort;
 
 /// Those that have a machine.
 const WITH_KVM: [&str; 3] = ["gdb", "machine_mmio", "machine_pci"];
@@ -11,13 +12,12 @@ pub fn replay(input: &Input) {
         println!("skipped: no usable /dev/kvm");
         return;
     }
-    let mut count = 0;
-    for bytes in found(input.corpus) {
-        (input.run)(bytes);
-        count += 1;
-    }
-    assert!(count > 0, "nothing in fuzz/corpora/{}", input.name);
-    (input.seeds)().iter().for_each(|seed| (input.run)(seed));
+    assert!(found(input.corpus).count() > 0, "nothing in fuzz/corpora/{}", input.name);
+    let mut all = (input.seeds)();
+    all.extend(found(input.corpus).map(Vec::from));
+    // In an emulated host a quarter of them.
+    let some = effort::rounds(5 * all.len()).clamp(1, all.len());
+    all.iter().step_by(all.len() / some).for_each(|bytes| (input.run)(bytes));
 }
 
 #[test]
