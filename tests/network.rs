@@ -222,6 +222,8 @@ cmp /data /got && echo got it whole";
     for run in runs {
         shows(&run.join().unwrap(), "got it whole\n");
     }
+    // The cable ends with the last who has an end of it.
+    drop(socket);
     cable.join().unwrap();
 }
 
