@@ -4,7 +4,7 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,7 @@ use crate::exit::Stop;
 use crate::guests;
 use crate::kick::{self, Kick};
 use crate::machine::Machine;
+use crate::machine::player::own_path;
 use crate::payload::Payload;
 
 /// Our choice: two, so that one may step while the other stays.
@@ -45,10 +46,7 @@ pub struct Player {
 impl Player {
     /// A machine that waits for gdb at a path of its own.
     pub fn new() -> Result<Self> {
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir();
-        let path = path.join(format!("bivisor-debugged-{}-{number}", std::process::id()));
+        let path = own_path("debugged");
         let console = Console::new(std::fs::File::create("/dev/null")?, None);
         let guest = guests::find("spin").context("an embedded guest")?;
         let mut config = Config::new(Payload::Bytes(guest.image), console);

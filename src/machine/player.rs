@@ -1,12 +1,13 @@
 //! For tests and fuzzing: plays a guest that does anything whatever to a whole machine: accesses of every
-//! width anywhere on its bus, and rings with any content, while the host does its part ([`host`]). No vCPU runs, so KVM does nothing but keep the
-//! machine's parts.
+//! width anywhere on its bus, and rings with any content, while the host does its part ([`host`]). No vCPU
+//! runs, so KVM does nothing but keep the machine's parts.
 
 mod host;
 mod request;
 
 use std::fs::File;
-use std::sync::atomic::{Ordering, fence};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering, fence};
 
 use anyhow::{Context, Result};
 use virtio_bindings::virtio_mmio::*;
@@ -58,6 +59,13 @@ pub struct Player {
     devices: Vec<BusAddr>,
     /// Chains that were made available, by device and queue.
     available: Vec<[u16; QUEUES]>,
+}
+
+/// A path for sockets and files that nobody else in this process or another one has.
+pub fn own_path(what: &str) -> PathBuf {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    std::env::temp_dir().join(format!("bivisor-{what}-{}-{number}", std::process::id()))
 }
 
 /// What is left of the bytes that say what to do; zeros behind them.

@@ -116,6 +116,9 @@ pub struct Sandbox {
     filters: [OnceLock<BpfProgram>; Kind::ALL.len()],
 }
 
+/// What a thread fails at that can't be confined.
+const ENTER: &str = "enter the sandbox (--sandbox off runs without)";
+
 /// What has to be ended with the guest.
 #[derive(Default)]
 struct Known {
@@ -181,7 +184,7 @@ impl Sandbox {
         self.filter(Kind::EventLoop)?;
         let stays_free = self.is_free(Kind::EventLoop);
         if !is_inside() && !stays_free {
-            self.confine().context("enter the sandbox (--sandbox off runs without)")?;
+            self.confine().context(ENTER)?;
         }
         Ok(!stays_free)
     }
@@ -193,7 +196,7 @@ impl Sandbox {
             refused::set_kind(kind);
             let confined = if heir { Ok(()) } else { self.confine() };
             let filtered = confined.and_then(|()| filter::install(self.filter(kind)?));
-            filtered.context("enter the sandbox (--sandbox off runs without)")?;
+            filtered.context(ENTER)?;
         }
         set_here(Some(Here { sandbox: self.clone(), crew: crew.cloned() }));
         Ok(())

@@ -4,13 +4,12 @@
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bivisor::devices::net::{Mac, Net, socket};
 use bivisor::devices::vhost_user;
 use bivisor::devices::vsock::Vsock;
-use bivisor::machine::player::Script;
+use bivisor::machine::player::{Script, own_path};
 use bivisor::virtio::VirtioDevice;
 use bivisor::virtio::driver::{Buffer, Driver};
 
@@ -94,10 +93,7 @@ pub fn vsock_seeds() -> Vec<Vec<u8>> {
 
 /// Has programs of the host reach for a guest's, and the guest answer, as `bytes` say.
 pub fn vsock(bytes: &[u8]) {
-    static COUNT: AtomicUsize = AtomicUsize::new(0);
-    let number = COUNT.fetch_add(1, Ordering::Relaxed);
-    let path = std::env::temp_dir();
-    let path = path.join(format!("bivisor-reached-{}-{number}", std::process::id()));
+    let path = own_path("reached");
     let mut driver = Driver::new(Box::new(Vsock::new(3, &path).expect("a path")));
     driver.start(u64::MAX);
     let mut programs: Vec<UnixStream> = Vec::new();

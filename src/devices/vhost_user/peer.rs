@@ -1,5 +1,5 @@
-//! A back end for tests and fuzzing, which speaks the protocol byte by byte, so that it can also speak it wrong. It
-//! reaches the guest's RAM through the file that it was sent, and fills what a driver offers.
+//! A back end for tests and fuzzing, which speaks the protocol byte by byte, so that it can also speak it
+//! wrong. It reaches the guest's RAM through the file that it was sent, and fills what a driver offers.
 
 use std::fs::File;
 use std::io::{Read, Write};

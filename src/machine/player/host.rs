@@ -7,14 +7,13 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::Result;
 use rustix::fs::{OFlags, fcntl_setfl};
 
-use super::Script;
+use super::{Script, own_path};
 use crate::bus::Device;
 use crate::config::{Config, ConsoleDevice};
 use crate::console::Console;
@@ -67,10 +66,7 @@ pub struct Host {
 impl Host {
     /// Gives the machine to be its devices.
     pub fn equip(config: &mut Config) -> Result<Self> {
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("bivisor-played-{}-{number}", std::process::id());
-        let path = std::env::temp_dir().join(name);
+        let path = own_path("played");
         let (ours, network) = UnixStream::pair()?;
         let link = socket::inherited(ours.as_raw_fd())?;
         network.set_nonblocking(true)?;
