@@ -32,8 +32,7 @@ const BAD_IMAGE: i32 = 126;
 /// The promise: an error comes in under two seconds. An emulated host (cross/runner says that this
 /// is one) is some ten times slower, and more while others use the machine.
 fn soon() -> Duration {
-    let emulated = std::env::var_os("BIVISOR_EMULATED").is_some();
-    Duration::from_secs(if emulated { 60 } else { 2 })
+    Duration::from_secs(if common::emulated() { 60 } else { 2 })
 }
 
 /// Something that is wrong.

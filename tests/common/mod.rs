@@ -26,6 +26,11 @@ use libtest_mimic::{Arguments, Trial};
 use serde_json::Value;
 use tempfile::TempDir;
 
+/// This is an emulated host, as cross/runner says: some ten times slower than others, and ours alone.
+pub fn emulated() -> bool {
+    std::env::var_os("BIVISOR_EMULATED").is_some()
+}
+
 /// What differs between the architectures that the tests run on.
 pub struct Machine {
     /// Where a flat image is loaded that says nothing of its mode and place, or where an ELF file

@@ -3,11 +3,12 @@
 use std::thread;
 use std::time::Duration;
 
+use super::common::emulated;
 use super::{Debugged, INTERRUPT};
 
 /// Our choice: seconds natively, and a sample where each stop takes some milliseconds.
 fn rounds() -> u64 {
-    if std::env::var_os("BIVISOR_EMULATED").is_some() { 40 } else { 1000 }
+    if emulated() { 40 } else { 1000 }
 }
 
 /// A kick that is lost is a stop that never comes; one that is not settled is a guest that never goes on. CPUs

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::Trial;
 
-use crate::common::{Run, bivisor, cases, folder, guest, guest_file, kvm, root, wait};
+use crate::common::{Run, bivisor, cases, emulated, folder, guest, guest_file, kvm, root, wait};
 use crate::limits::limited;
 
 const MIB: u64 = 1 << 20;
@@ -103,8 +103,7 @@ fn hostile_31_a_disk_that_may_not_grow_fails_its_writes_alone() {
 
 /// The host is this test's own: its clock is nobody else's.
 fn own_clock() -> Option<String> {
-    let own = std::env::var_os("BIVISOR_EMULATED").is_some();
-    (!own).then(|| "others share this host's clock".into())
+    (!emulated()).then(|| "others share this host's clock".into())
 }
 
 fn clock() -> libc::timespec {

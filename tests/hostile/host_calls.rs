@@ -11,7 +11,7 @@ use seccompiler::{
     SeccompRule,
 };
 
-use crate::common::{Run, bivisor, cases, folder, guest_file, kvm};
+use crate::common::{Run, bivisor, cases, emulated, folder, guest_file, kvm};
 use crate::is_clean;
 
 /// What fails, and with which error.
@@ -84,8 +84,7 @@ fn machines() -> Vec<(&'static str, String)> {
 
 /// Which of these errors are tried: one of them where a start takes long.
 fn errors(all: &[i32]) -> &[i32] {
-    let emulated = std::env::var_os("BIVISOR_EMULATED").is_some();
-    if emulated { &all[..1] } else { all }
+    if emulated() { &all[..1] } else { all }
 }
 
 fn hostile_07_every_ioctl_of_a_start_may_fail() {

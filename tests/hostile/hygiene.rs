@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::Trial;
 
-use crate::common::{Run, bivisor, cases, folder, guest, guest_file, kvm, wait};
+use crate::common::{Run, bivisor, cases, emulated, folder, guest, guest_file, kvm, wait};
 
 /// Our choice: the promise of group 46 where that takes seconds, a sample in an emulated host.
 fn starts() -> usize {
-    if std::env::var_os("BIVISOR_EMULATED").is_some() { 48 } else { 1000 }
+    if emulated() { 48 } else { 1000 }
 }
 
 pub const AT_ONCE: usize = 16;

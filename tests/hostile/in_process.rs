@@ -22,7 +22,7 @@ use bivisor::machine::Machine;
 use bivisor::payload::Payload;
 use libtest_mimic::Trial;
 
-use crate::common::{cases, folder, kvm};
+use crate::common::{cases, emulated, folder, kvm};
 use crate::hygiene::AT_ONCE;
 
 /// What tells this program that it is to start machines, and how many.
@@ -183,7 +183,7 @@ fn hostile_46_machines_that_start_and_stop_in_one_process_leave_nothing() {
     let temporary = folder();
     let mut command = Command::new(std::env::current_exe().unwrap());
     // Our choice: the promise of group 46 where that takes seconds, a sample in an emulated host.
-    let count = if std::env::var_os("BIVISOR_EMULATED").is_some() { AT_ONCE } else { 1000 };
+    let count = if emulated() { AT_ONCE } else { 1000 };
     command.env(STARTS, count.to_string()).env("MALLOC_ARENA_MAX", "1");
     command.env("TMPDIR", temporary.path()).stdin(Stdio::null());
     let output = command.output().unwrap();
