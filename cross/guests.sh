@@ -18,7 +18,7 @@ guests() {
 # long_guests ARCH: adds to them what only tests that take minutes use.
 long_guests() {
   part "$1" load-tools load_tools
-  part "$1" debian debian_disk
+  ! command -v mmdebstrap >/dev/null || part "$1" debian debian_disk
 }
 
 # part ARCH NAME FUNCTION: what is in the folder NAME of the guests is made by FUNCTION, which is
@@ -73,20 +73,20 @@ load_tools() {
   program_tree "$1/iperf3" "$2" usr/bin/iperf3 iperf3
 }
 
-# debian_disk FOLDER ARCH: a disk with Debian's root file system and systemd, every package unpacked as
-# debootstrap's first stage does it. What the second one would configure, which takes a machine of that
-# architecture, is written here: users, and a login that asks for no password.
+# debian_disk FOLDER ARCH: a disk with Debian's root file system and systemd, unpacked by mmdebstrap.
+# What would then be configured, which takes a machine of that architecture, is written here: users,
+# and a login that asks for no password.
 debian_disk() {
-  local folder=$1 deb all link file
+  local folder=$1 deb all file
   deb=$(debian_arch "$2")
   all=$(mktemp -d "$cache/new.XXXXXX")
-  mkdir -p "$all"/root/usr/{bin,sbin,lib,lib64}
-  for link in bin sbin lib lib64; do ln -s "usr/$link" "$all/root/$link"; done
-  download "$all/debs" $(packages_with_needed "$deb" systemd-sysv udev bash login passwd util-linux mount \
-    base-files base-passwd coreutils grep sed hostname libpam-modules)
-  for file in "$all"/debs/*.deb; do
-    dpkg-deb --fsys-tarfile "$file" | tar -x -p --keep-directory-symlink -C "$all/root"
-  done
+  update_lists
+  debian_sources >"$all/sources.list"
+  quietly timeout 600 mmdebstrap --variant=extract --arch="$deb" --skip=check/qemu \
+    --setup-hook='for name in bin sbin lib lib64; do mkdir -p "$1/usr/$name"; ln -s "usr/$name" "$1/$name"; done' \
+    --include="systemd-sysv udev bash login passwd util-linux mount base-files base-passwd coreutils grep
+      sed hostname libpam-modules" bookworm "$all/root" "$all/sources.list" ||
+    die "unpacking Debian for $2 failed (is the network there, and is this a Debian 12?)"
   (
     cd "$all/root"
     rm -rf usr/share/{doc,man,locale,info}
@@ -104,12 +104,10 @@ debian_disk() {
   rm -rf "$all"
 }
 
-# packages_with_needed DEB PACKAGE…: the packages and what they need, as apt-get download wants them.
-packages_with_needed() {
-  local deb=$1
-  shift
-  private_apt apt-get -y --no-install-recommends -o "APT::Architecture=$deb" -o "APT::Architectures=$deb" \
-    -o Debug::NoLocking=1 --simulate install "$@" | awk '/^Inst / { print $2 }' | sed 's/:.*//' | with_architecture "$deb"
+# debian_sources: where this machine has Debian from, as sources.list has it.
+debian_sources() {
+  private_apt apt-get indextargets --format 'deb $(REPO_URI) $(RELEASE) $(COMPONENT)' \
+    'Created-By: Packages' 'Origin: Debian' | sort -u
 }
 
 # stock_guests ARCH: what there is beside the parts.
