@@ -4,14 +4,16 @@
 //! `cross/bench ARCH devices` runs it in an emulated host, with QEMU 7.2. The disk's file is in that
 //! host's memory, so what is measured is the way there and not the disk.
 
+#[allow(dead_code, reason = "not all is needed here")]
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use common::{bivisor, guests, initrd, median, program, qemu, rounds};
+use common::report::Measure;
+use common::{bivisor, guests, initrd, program, qemu, rounds};
 
 const DISK_LEN: u64 = 64 << 20;
 
@@ -145,13 +147,14 @@ fn main() {
         }
     }
     busybox("tunctl -d bench0");
-    println!("\n{:14} {:>12} {:>12} {:>8}", "median of", "bivisor", "QEMU", "ratio");
-    let names: std::collections::BTreeSet<_> = rows.keys().map(|(row, _)| row.clone()).collect();
+    let names: BTreeSet<_> = rows.keys().map(|(row, _)| row.clone()).collect();
     for row in names {
-        let [ours, theirs] = ["bivisor", "QEMU"].map(|name| {
-            rows.get(&(row.clone(), name.to_owned())).map_or(f64::NAN, |all| median(all.clone()))
-        });
-        println!("{row:14} {ours:12.1} {theirs:12.1} {:8.2}", ours / theirs);
+        let is_disk = row.contains("read") || row.contains("write");
+        let unit = if is_disk { "requests/s" } else { "Mbit/s" };
+        let mut measure = Measure::new(row.clone(), unit, false);
+        for name in ["QEMU", "bivisor"] {
+            measure.add(name, rows.remove(&(row.clone(), name.to_owned())).unwrap_or_default());
+        }
+        measure.tell();
     }
-    println!("\nfio: requests of 4 KiB or 256 KiB a second; iperf3: Mbit/s");
 }

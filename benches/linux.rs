@@ -4,14 +4,17 @@
 //!
 //! `cross/bench ARCH` runs it in an emulated host, with QEMU 7.2.
 
+#[allow(dead_code, reason = "not all is needed here")]
 mod common;
 
 use std::fs;
 use std::io::Read;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use common::{bivisor, guests, initrd, median, qemu, rounds};
+use common::report::Measure;
+use common::smaps::Mappings;
+use common::{bivisor, guests, initrd, qemu, rounds};
 
 const MARK: &[u8] = b"The guest is up.";
 
@@ -27,34 +30,6 @@ struct Candidate {
     name: String,
     command: Box<dyn Fn() -> Command>,
     samples: Vec<Sample>,
-}
-
-/// Resident KiB of the process, without its largest mapping and what was mapped into that.
-fn resident(child: &Child) -> u64 {
-    let text = fs::read_to_string(format!("/proc/{}/smaps", child.id())).unwrap_or_default();
-    let mut mappings: Vec<(u64, u64, u64)> = Vec::new();
-    for line in text.lines() {
-        if let Some((start, end)) =
-            line.split_once(' ').and_then(|(range, _)| range.split_once('-'))
-            && let (Ok(start), Ok(end)) =
-                (u64::from_str_radix(start, 16), u64::from_str_radix(end, 16))
-        {
-            mappings.push((start, end, 0));
-        } else if let Some(size) = line.strip_prefix("Rss:") {
-            let kib = size.trim().trim_end_matches(" kB").parse().unwrap_or(0);
-            mappings.last_mut().expect("a size belongs to a mapping").2 = kib;
-        }
-    }
-    // Mappings without a gap are one: files in the guest's RAM are neighbours of its rest.
-    let mut joined: Vec<(u64, u64, u64)> = Vec::new();
-    for (start, end, kib) in mappings {
-        match joined.last_mut() {
-            Some(last) if last.1 == start => *last = (last.0, end, last.2 + kib),
-            _ => joined.push((start, end, kib)),
-        }
-    }
-    let guest = joined.iter().max_by_key(|(start, end, _)| end - start).map_or(0, |m| m.2);
-    joined.iter().map(|m| m.2).sum::<u64>() - guest
 }
 
 fn sample(mut command: Command) -> Option<Sample> {
@@ -75,7 +50,10 @@ fn sample(mut command: Command) -> Option<Sample> {
             }
         }
     }
-    let sample = Sample { seconds: start.elapsed().as_secs_f64(), kib: resident(&child) };
+    let sample = Sample {
+        seconds: start.elapsed().as_secs_f64(),
+        kib: Mappings::of(child.id()).beside_largest().resident,
+    };
     child.kill().expect("end a monitor");
     child.wait().expect("a monitor ends");
     Some(sample)
@@ -111,15 +89,15 @@ fn main() {
             }
         }
     }
-    candidates.retain(|candidate| !candidate.samples.is_empty());
-    println!("\n{:20} {:>8} {:>8} {:>8} {:>10}", "median of", "seconds", "least", "ratio", "KiB");
-    let seconds = |c: &Candidate| c.samples.iter().map(|s| s.seconds).collect::<Vec<_>>();
-    let first = median(seconds(&candidates[0]));
+    let mut time = Measure::new("stock kernel: start to the first line from user space", "s", true);
+    let mut memory = Measure::new("the same, resident beside the guest's pages", "KiB", true);
     for candidate in &candidates {
-        let times = seconds(candidate);
-        let least = times.iter().copied().fold(f64::INFINITY, f64::min);
-        let kib = median(candidate.samples.iter().map(|s| s.kib).collect());
-        let middle = median(times);
-        println!("{:20} {middle:8.2} {least:8.2} {:8.2} {kib:10}", candidate.name, first / middle);
+        time.add(&candidate.name, candidate.samples.iter().map(|sample| sample.seconds).collect());
+        memory.add(
+            &candidate.name,
+            candidate.samples.iter().map(|sample| sample.kib as f64).collect(),
+        );
     }
+    time.tell();
+    memory.tell();
 }

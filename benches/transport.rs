@@ -4,7 +4,7 @@
 //!
 //! `cross/bench ARCH transport` runs it in an emulated host.
 
-#[expect(dead_code, reason = "QEMU is no candidate here")]
+#[allow(dead_code, reason = "QEMU is no candidate here")]
 mod common;
 
 use std::fs;
@@ -14,7 +14,8 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Instant;
 
-use common::{bivisor, guests, initrd, median, rounds};
+use common::report::Measure;
+use common::{bivisor, guests, initrd, rounds};
 
 const DISK_LEN: u64 = 64 << 20;
 
@@ -104,14 +105,16 @@ fn main() {
             taken.push((seconds, exits));
         }
     }
-    println!("\nmedian (least), in seconds");
-    for (transport, taken) in &samples {
-        print!("{transport:5}");
-        for (index, (name, _)) in MARKS.iter().enumerate() {
-            let seconds: Vec<f64> = taken.iter().map(|(seconds, _)| seconds[index]).collect();
-            let least = seconds.iter().copied().fold(f64::INFINITY, f64::min);
-            print!("  {name} {:.2} ({least:.2})", median(seconds));
+    for (index, (name, _)) in MARKS.iter().enumerate() {
+        let mut measure = Measure::new(*name, "s", true);
+        for (transport, taken) in &samples {
+            measure.add(*transport, taken.iter().map(|(seconds, _)| seconds[index]).collect());
         }
-        println!("  exits {}", median(taken.iter().map(|(_, exits)| *exits).collect()));
+        measure.tell();
     }
+    let mut measure = Measure::new("exits to user space", "exits", true);
+    for (transport, taken) in &samples {
+        measure.add(*transport, taken.iter().map(|(_, exits)| *exits as f64).collect());
+    }
+    measure.tell();
 }

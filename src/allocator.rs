@@ -4,7 +4,8 @@
 //! A kernel is read and unpacked in buffers of tens of megabytes. A heap would keep them for the
 //! guest's whole life, since something small that lives on always lies behind them. And musl's own
 //! heap maps and unmaps a page or two for every table of some kilobytes: that was two thirds of all
-//! system calls of a start, so the static program has another one, which maps 64 KiB at a time.
+//! system calls of a start, so the static program has another one, which maps 64 KiB at a time, and
+//! what any start takes at once.
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::ptr::null_mut;
@@ -29,6 +30,22 @@ struct Allocator {
 
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator { heap: HEAP };
+
+/// Bytes that a start takes.
+#[cfg(target_env = "musl")]
+const FIRST: usize = 100 << 10;
+
+/// Has the heap map what a start takes in one piece. Of what it does not use, nothing is in memory.
+pub fn begin() {
+    #[cfg(target_env = "musl")]
+    {
+        let layout = Layout::new::<[u8; FIRST]>();
+        // SAFETY: its size is not zero.
+        let block = unsafe { HEAP.alloc(layout) };
+        // SAFETY: it was allocated like that just now, unless it is null, which frees nothing.
+        unsafe { HEAP.dealloc(block, layout) };
+    }
+}
 
 fn is_mapping(size: usize, align: usize) -> bool {
     size >= LARGE && align <= PAGE

@@ -1,13 +1,18 @@
 //! Runs a machine: starts its vCPU threads, then waits for whatever ends it.
 //!
-//! The main thread only ever waits in `poll`: for signals, the clock, output that no line end has
+//! The event loop only ever waits in `poll`: for signals, the clock, output that no line end has
 //! pushed out, and the news that a vCPU has stopped. The first reason to stop wins; then every vCPU
 //! is kicked until its thread is gone.
+//!
+//! It has the main thread, and each vCPU another. But a plain guest's only vCPU has the main thread, and
+//! is alone at first: a guest that is done within a few milliseconds never needs an event loop, which
+//! else gets a thread then ([`crate::bell`]).
 
 mod wait;
 
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Instant;
 
@@ -16,6 +21,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use self::wait::{Stall, Wait};
 use crate::arch::Vcpu;
+use crate::bell::Bell;
+use crate::console::PATIENCE;
 use crate::debug::Trap;
 use crate::exit::{Crash, Stop};
 use crate::gdb::Session;
@@ -24,7 +31,7 @@ use crate::kick::Kick;
 use crate::machine::Machine;
 use crate::outcome::{CpuReport, Outcome};
 use crate::run::{Hold, Run, Shared, run_until_stop};
-use crate::sandbox::{Crew, Kind, refused};
+use crate::sandbox::{Crew, Kind, Sandbox, refused};
 use crate::sys;
 use crate::trace::Summary;
 
@@ -110,8 +117,9 @@ impl Machine {
             progress: self.no_progress.is_some().then_some(&progress),
         };
         let crew = Crew::new(self.wake.clone());
-        let prepared = self.sandbox.as_ref().map_or(Ok(false), |own| own.prepare(&self.wake));
-        let heirs = prepared.unwrap_or_else(|error| {
+        let alone = self.may_be_alone();
+        let prepare = |own: &Arc<Sandbox>| own.prepare(&self.wake, alone);
+        let heirs = self.sandbox.as_ref().map_or(Ok(false), prepare).unwrap_or_else(|error| {
             ending.end(Stop::Failed(error.context("make the sandbox")), None);
             false
         });
@@ -122,80 +130,119 @@ impl Machine {
         };
         let mut journals = vec![Journal::new(self.bus.len()); self.vcpus.len()];
         let kicks: Vec<Kick> = self.vcpus.iter_mut().map(Vcpu::kick).collect();
-        let running = AtomicUsize::new(0);
-        let debugger = self.debugger.take();
-        let (held, seats) =
-            debugger.as_ref().map(|debugger| debugger.crew(&kicks, &self.stopping)).unzip();
-        let mut seats = seats.unwrap_or_default().into_iter();
-        thread::scope(|scope| {
-            for (index, ((vcpu, journal), kick)) in
-                self.vcpus.iter_mut().zip(&mut journals).zip(&kicks).enumerate()
-            {
-                running.fetch_add(1, Ordering::AcqRel);
-                let (ending, shared, running, wake) = (&ending, &shared, &running, &self.wake);
-                let (enter, crew) = (&enter, &crew);
-                let seat = seats.next();
-                let body = move || {
-                    kick.enter();
-                    let hold = |vcpu: &mut Vcpu, trap: Option<Trap>| {
-                        if let Some(seat) = &seat {
-                            seat.hold(vcpu, trap);
-                        }
-                    };
-                    let hold: Hold<'_, Vcpu> = seat.is_some().then_some(&hold);
-                    if enter(Kind::Vcpu, Some(crew))
-                        && let Some(stop) = run_until_stop(vcpu, index, shared, journal, hold)
-                    {
-                        ending.end(stop, Some(index));
-                    }
-                    // Only then, so that the event loop never sees all threads gone for no reason.
-                    running.fetch_sub(1, Ordering::AcqRel);
-                    // A full counter (EAGAIN) is readable too.
-                    let _ = wake.write(1);
-                };
-                let builder = thread::Builder::new().name(format!("vcpu {index}"));
-                if let Err(error) = builder.spawn_scoped(scope, body) {
-                    running.fetch_sub(1, Ordering::AcqRel);
-                    let error = anyhow::Error::new(error);
-                    ending.end(Stop::Failed(error.context(format!("start vCPU {index}"))), None);
-                    break;
-                }
+        let running = AtomicUsize::new(self.vcpus.len());
+        let run_vcpu = |index, vcpu: &mut Vcpu, journal: &mut Journal, hold: Hold<'_, Vcpu>| {
+            let stop = run_until_stop(vcpu, index, &shared, journal, hold);
+            // A thread goes on when it is refused a system call, and its guest may end.
+            refused::reason().into_iter().for_each(|stop| ending.end(stop, None));
+            if let Some(stop) = stop {
+                ending.end(stop, Some(index));
             }
-            if let Some((debugger, held)) = debugger.as_ref().zip(held) {
-                let session = Session::new(debugger, held, &self.ram, &ending, &self.stopped);
-                let builder = thread::Builder::new().name("gdb".into());
-                let enter = &enter;
-                let body = move || {
-                    if enter(Kind::Debugger, None) {
-                        session.run();
-                    }
-                };
-                if let Err(error) = builder.spawn_scoped(scope, body) {
-                    let error = anyhow::Error::new(error).context("start the debugger");
+        };
+        let leave = || {
+            // Only then, so that the event loop never sees all threads gone for no reason.
+            running.fetch_sub(1, Ordering::AcqRel);
+            // A full counter (EAGAIN) is readable too.
+            let _ = self.wake.write(1);
+        };
+        let debugger = self.debugger.take();
+        let wait = Wait {
+            ending: &ending,
+            kicks: &kicks,
+            running: &running,
+            crew: &crew,
+            output: &self.output,
+            wake: &self.wake,
+            debugger: debugger.as_ref(),
+            screen: self.screen.as_deref(),
+            balloon: self.balloon.as_deref(),
+        };
+        let look_after = || {
+            let deadline = self.timeout.map(|timeout| (began + timeout, timeout));
+            let stall = self.no_progress.map(|limit| Stall::new(limit, &progress, began));
+            wait.run(signals.as_ref(), deadline, stall);
+            crew.close();
+        };
+        let builder = |name: String| thread::Builder::new().name(name);
+        let unless_failed = |what: String, error: Option<io::Error>| {
+            let failed =
+                error.map(|error| anyhow::Error::new(error).context(format!("start {what}")));
+            failed.map(|error| ending.end(Stop::Failed(error), None)).is_none()
+        };
+        if alone {
+            kicks[0].enter();
+            let time = self.timeout.map_or(PATIENCE, |timeout| timeout.min(PATIENCE));
+            match Bell::set(&kicks[0], time) {
+                Ok(_bell) if enter(Kind::Alone, None) => {
+                    run_vcpu(0, &mut self.vcpus[0], &mut journals[0], None);
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    let error = anyhow::Error::new(error).context("set a timer");
                     ending.end(Stop::Failed(error), None);
                 }
             }
-            // Those that were just started must not inherit what is left to this one.
-            enter(Kind::EventLoop, None);
-            let deadline = self.timeout.map(|timeout| (began + timeout, timeout));
-            let stall = self.no_progress.map(|limit| Stall::new(limit, &progress, began));
-            let wait = Wait {
-                ending: &ending,
-                kicks: &kicks,
-                running: &running,
-                crew: &crew,
-                output: &self.output,
-                wake: &self.wake,
-                debugger: debugger.as_ref(),
-                screen: self.screen.as_deref(),
-                balloon: self.balloon.as_deref(),
-            };
-            wait.run(signals.as_ref(), deadline, stall);
-            crew.close();
-        });
+            if ending.is_over() {
+                leave();
+                look_after();
+            } else {
+                thread::scope(|scope| {
+                    let body = || {
+                        enter(Kind::EventLoop, None);
+                        look_after();
+                    };
+                    let spawned = builder("event loop".into()).spawn_scoped(scope, body);
+                    if unless_failed("the event loop".into(), spawned.err()) {
+                        run_vcpu(0, &mut self.vcpus[0], &mut journals[0], None);
+                        leave();
+                    }
+                });
+            }
+        } else {
+            let (held, seats) =
+                debugger.as_ref().map(|debugger| debugger.crew(&kicks, &self.stopping)).unzip();
+            let mut seats = seats.unwrap_or_default().into_iter();
+            thread::scope(|scope| {
+                for (index, ((vcpu, journal), kick)) in
+                    self.vcpus.iter_mut().zip(&mut journals).zip(&kicks).enumerate()
+                {
+                    let seat = seats.next();
+                    let (crew, enter, run_vcpu, leave) = (&crew, &enter, &run_vcpu, &leave);
+                    let body = move || {
+                        kick.enter();
+                        let hold = |vcpu: &mut Vcpu, trap: Option<Trap>| {
+                            if let Some(seat) = &seat {
+                                seat.hold(vcpu, trap);
+                            }
+                        };
+                        if enter(Kind::Vcpu, Some(crew)) {
+                            run_vcpu(index, vcpu, journal, seat.is_some().then_some(&hold));
+                        }
+                        leave();
+                    };
+                    let spawned = builder(format!("vcpu {index}")).spawn_scoped(scope, body);
+                    if !unless_failed(format!("vCPU {index}"), spawned.err()) {
+                        // Nor are those behind it.
+                        running.fetch_sub(kicks.len() - index, Ordering::AcqRel);
+                        break;
+                    }
+                }
+                if let Some((debugger, held)) = debugger.as_ref().zip(held) {
+                    let session = Session::new(debugger, held, &self.ram, &ending, &self.stopped);
+                    let body = || {
+                        if enter(Kind::Debugger, None) {
+                            session.run();
+                        }
+                    };
+                    let spawned = builder("gdb".into()).spawn_scoped(scope, body);
+                    unless_failed("the debugger".into(), spawned.err());
+                }
+                // Those that were just started must not inherit what is left to this one.
+                enter(Kind::EventLoop, None);
+                look_after();
+            });
+        }
         refused::forget();
-        // It borrows what is taken apart below.
-        drop(seats);
         self.input.stop();
         let run_time = began.elapsed();
 
@@ -228,6 +275,13 @@ impl Machine {
         let last_line = self.output.last_line();
         let input = self.input.clone();
         Outcome { stop, vcpu, exits, cpu_exits, timeline, run_time, cpus, last_line, input }
+    }
+
+    /// Whether the guest can do without an event loop as long as it is quick: nothing happens beside its
+    /// only vCPU. The process's timer must be ours.
+    fn may_be_alone(&self) -> bool {
+        let beside = self.debugger.is_some() || self.trace.is_some() || self.screen.is_some();
+        self.is_plain && self.vcpus.len() == 1 && !beside && self.catch_signals
     }
 
     /// What every vCPU looks like; one whose state KVM does not tell is left out.

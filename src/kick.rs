@@ -43,13 +43,19 @@ impl Kick {
     /// Makes the vCPU leave the guest, and any system call that waits. To be repeated until its
     /// thread has noticed: a signal that comes just before such a call is lost.
     pub fn kick(&self) {
-        // SAFETY: valid by the promise of `new`, and only ever accessed atomically here.
-        let immediate_exit = unsafe { &*self.immediate_exit };
-        immediate_exit.store(1, Ordering::Release);
+        self.hold_off();
         let thread = self.thread.load(Ordering::Acquire);
         if thread != 0 {
             sys::signal_thread(thread, SIGRTMIN());
         }
+    }
+
+    /// Has the vCPU's next entry of the guest end at once. All that a signal handler of its own thread has
+    /// to do.
+    pub fn hold_off(&self) {
+        // SAFETY: valid by the promise of `new`, and only ever accessed atomically here.
+        let immediate_exit = unsafe { &*self.immediate_exit };
+        immediate_exit.store(1, Ordering::Release);
     }
 
     /// Lets the vCPU, which has noticed the kick, enter the guest again.

@@ -12,8 +12,8 @@
 //! - [`board`]: what the core and an architecture tell each other; [`layout_check`]: address maps
 //! - `arch`: everything that differs between architectures, behind one pinned contract
 //! - [`machine`]: builds a machine in the one right order
-//! - [`event_loop`]: its threads, and what ends it; [`kick`]: makes a vCPU leave the guest;
-//!   `own_code`: gives back what was needed only to start
+//! - [`event_loop`]: its threads, and what ends it; [`kick`]: makes a vCPU leave the guest; `bell`: when
+//!   a vCPU without an event loop needs one; `own_code`: gives back what was needed only to start
 //! - [`gdb`]: a debugger at the guest; [`debug`]: the vocabulary that it speaks with architectures
 //! - [`run`]: the run loop of one vCPU; [`exit`]: the vocabulary that it speaks
 //! - [`bus`]: addresses to devices; [`devices`]; [`irq`]: their interrupt lines
@@ -44,6 +44,7 @@
 //! ```
 
 pub mod archive;
+mod bell;
 pub mod board;
 pub mod bound_socket;
 pub mod bus;

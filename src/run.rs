@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
+use crate::bell;
 use crate::bus::Bus;
 use crate::debug::Trap;
 use crate::exit::{BusAddr, CpuState, Exit, Stop};
@@ -120,8 +121,8 @@ impl Shared<'_> {
 /// for no device, with the trap if there was one.
 pub type Hold<'a, V> = Option<&'a dyn Fn(&mut V, Option<Trap>)>;
 
-/// Runs `vcpu`, number `index`, until it ends the machine (then with its reason) or something else
-/// does.
+/// Runs `vcpu`, number `index`, until it ends the machine (then with its reason), something else
+/// does, or the bell rings.
 pub fn run_until_stop<V: Run>(
     vcpu: &mut V,
     index: usize,
@@ -132,7 +133,7 @@ pub fn run_until_stop<V: Run>(
     if let Some(hold) = hold {
         hold(vcpu, None);
     }
-    while !shared.stopping.load(Ordering::Acquire) {
+    while !shared.stopping.load(Ordering::Acquire) && !bell::has_rung() {
         let flow = match vcpu.run() {
             Ok(Exit::Write { at, width, data }) => shared.write(index, at, width, data, journal),
             Ok(Exit::Read { at, width, data }) => shared.read(index, at, width, data, journal),

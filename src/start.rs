@@ -66,6 +66,7 @@ extern "C" fn main(argc: c_int, argv: *const *const c_char) -> c_int {
     // SAFETY: as above.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
     share_one_heap();
+    crate::allocator::begin();
     if let Err(error) = fill_standard_streams() {
         crate::complain(&format!("open /dev/null for a closed standard stream: {error}"));
         return status::FAILURE.into();

@@ -45,12 +45,13 @@ pub(crate) fn signal_set(signals: &[libc::c_int]) -> io::Result<libc::sigset_t> 
         .map_err(|e| io::Error::from_raw_os_error(e.errno()))
 }
 
-/// Blocks `signals` in this thread and those that it starts, and gives a descriptor to read them
-/// from, non-blocking.
+/// Blocks `signals`, and no others, in this thread and those that it starts, and gives a descriptor to
+/// read them from, non-blocking. What else whoever started the process had blocked would be missed: the
+/// signals that kick and ring.
 pub fn signal_fd(signals: &[libc::c_int]) -> io::Result<OwnedFd> {
     let set = signal_set(signals)?;
     // SAFETY: `set` is an initialised signal set; the old set is not asked for.
-    let error = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) };
+    let error = unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &set, std::ptr::null_mut()) };
     if error != 0 {
         return Err(io::Error::from_raw_os_error(error));
     }

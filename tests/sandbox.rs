@@ -10,6 +10,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use bivisor::sandbox::{Again, Kind, Mode, Sandbox};
 use common::{bivisor, cases, folder, guest_file, kvm, wait};
@@ -61,7 +62,7 @@ fn try_to_get_out(name: &str) -> ! {
     let kind = Kind::ALL.into_iter().find(|kind| kind.name() == name).expect("a kind of thread");
     let sandbox = Sandbox::new(Mode::On, Again::Never).expect("it is on");
     let wake = EventFd::new(libc::EFD_NONBLOCK).unwrap();
-    sandbox.prepare(&wake).unwrap();
+    sandbox.prepare(&wake, kind == Kind::Alone).unwrap();
     let escapes = escapes();
     let attempts = move || {
         sandbox.enter(kind, false, None).unwrap();
@@ -117,26 +118,42 @@ fn field(status: &str, name: &str) -> String {
     line.unwrap_or_else(|| panic!("no {name}: {status}")).trim().to_owned()
 }
 
+/// Of a guest that has the main thread for its only vCPU, and of one that has not.
 fn all_threads_of_a_guest_are_in_it() {
-    let (_folder, mut child) = guest("");
+    threads_are_in_it("", &["bivisor", "event loop", "input"]);
+    threads_are_in_it("--cpus 2", &["bivisor", "input", "vcpu 0", "vcpu 1"]);
+}
+
+fn threads_are_in_it(options: &str, threads: &[&str]) {
+    let (_folder, mut child) = guest(options);
     let process = format!("/proc/{}", child.id());
-    let mut names = Vec::new();
+    let names = || -> Vec<String> {
+        let tasks = fs::read_dir(format!("{process}/task")).unwrap();
+        let statuses = tasks.map(|task| task.unwrap().path().join("status"));
+        let names = statuses.map(|path| field(&fs::read_to_string(path).unwrap(), "Name"));
+        // The kernel puts one of its own beside the first vCPU.
+        let mut names: Vec<_> = names.filter(|name| !name.starts_with("kvm-")).collect();
+        names.sort();
+        names
+    };
+    // The event loop of a guest that is alone at first comes a little later.
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while names() != threads && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(names(), threads);
     for task in fs::read_dir(format!("{process}/task")).unwrap() {
         let status = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
-        // The kernel puts one of its own beside the first vCPU.
-        names.extend(Some(field(&status, "Name")).filter(|name| !name.starts_with("kvm-")));
         assert_eq!(field(&status, "Seccomp"), "2", "{status}");
         assert_eq!(field(&status, "NoNewPrivs"), "1", "{status}");
         assert_eq!(field(&status, "CapEff"), "0000000000000000", "{status}");
         assert_eq!(field(&status, "CapPrm"), "0000000000000000", "{status}");
     }
-    names.sort();
-    assert_eq!(names, ["bivisor", "input", "vcpu 0"]);
     // What it has open is not for other programs, but for what it was itself started with.
     assert_eq!(passed_on(&process).split_off(3), passed_on("/proc/self").split_off(3));
     assert!(ram_is_left_out_of_dumps(Path::new(&process)), "RAM would be dumped");
     drop(child.stdin.take());
-    assert_eq!(wait(&mut child, std::time::Duration::from_secs(60)), Some(0));
+    assert_eq!(wait(&mut child, Duration::from_secs(60)), Some(0));
 }
 
 /// The descriptors of a process that programs get that it starts.
@@ -178,7 +195,7 @@ fn without_it_threads_are_as_they_were() {
     });
     assert_eq!(own, its);
     drop(child.stdin.take());
-    assert_eq!(wait(&mut child, std::time::Duration::from_secs(60)), Some(0));
+    assert_eq!(wait(&mut child, Duration::from_secs(60)), Some(0));
 }
 
 fn a_log_of_it_refuses_nothing() {

@@ -1,5 +1,8 @@
 //! What benchmarks of guests share: where things lie, QEMU as a peer, and medians.
 
+pub mod report;
+pub mod smaps;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -70,10 +73,4 @@ pub fn qemu(initrd: &Path, words: &str) -> Option<Command> {
     command.arg("-kernel").arg(guests().join("cloud")).arg("-initrd").arg(initrd);
     command.args(words.split_whitespace());
     Some(command)
-}
-
-/// The middle one.
-pub fn median<T: PartialOrd + Copy>(mut values: Vec<T>) -> T {
-    values.sort_by(|a, b| a.partial_cmp(b).expect("no measure is NaN"));
-    values[values.len() / 2]
 }

@@ -20,7 +20,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::Nature;
 use super::watch::Watch;
 use crate::exit::Stop;
-use crate::sys;
+use crate::{bell, sys};
 
 /// Our choice: what a pipe takes at once without blocking when it is ready (pipe(7), PIPE_BUF).
 const OUTPUT_LEN: usize = 4096;
@@ -168,8 +168,9 @@ impl Output {
         while !pending.is_empty() {
             match self.write_some(pending, pending.len()) {
                 Ok(true) => {}
-                // Interrupted: perhaps by the kick that tells that the machine stops.
-                Ok(false) if self.stopping.load(Ordering::Acquire) => break,
+                // Interrupted: perhaps by the kick that tells that the machine stops, or by the bell
+                // that tells that there has to be an event loop, which then writes the rest.
+                Ok(false) if self.stopping.load(Ordering::Acquire) || bell::has_rung() => break,
                 Ok(false) => {
                     let mut fds = [sys::poll_entry(&self.file, libc::POLLOUT)];
                     let _ = sys::poll(&mut fds, None);

@@ -80,7 +80,8 @@ impl Wait<'_> {
         mut stall: Option<Stall<'_>>,
     ) {
         // When output that nothing has pushed out is to be written.
-        let mut flush_at: Option<Instant> = None;
+        // What a guest has printed alone has waited as long.
+        let mut flush_at = self.output.waiting().map(|_| Instant::now());
         let mut impatient = false;
         let mut settled_at = Some(Instant::now() + SETTLING);
         loop {

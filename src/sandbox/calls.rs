@@ -211,6 +211,10 @@ const EVENT_LOOP: Rules = &[
     call("waitid"),
 ];
 
+/// What beginning takes beside what an event loop does, which it may have to start: C libraries handle
+/// signals of their own once there are threads (glibc 2.36 nptl/pthread_create.c: SIGCANCEL, SIGSETXID).
+const BEGIN: Rules = &[("rt_sigaction", &[equal(0, 32)]), ("rt_sigaction", &[equal(0, 33)])];
+
 /// What building one more machine takes beside all that its threads do.
 const BUILD: Rules = &[
     call("bind"),
@@ -239,6 +243,7 @@ const BUILD: Rules = &[
     call("renameat"),
     call("renameat2"),
     call("rt_sigaction"),
+    call("setitimer"),
     call("signalfd4"),
     call("socket"),
     call("socketpair"),
@@ -256,6 +261,7 @@ fn lists(kind: Kind) -> &'static [Rules] {
         Kind::EventLoop => {
             &[WATCH, TALK, TERMINAL, LINE, TAP, CPU_STATE, BLOCK, VSOCK, DEVICE, EVENT_LOOP]
         }
+        Kind::Alone => &[WATCH, TALK, TERMINAL, LINE, CPU_STATE, VCPU, EVENT_LOOP, BEGIN],
         Kind::Block => &[WATCH, BLOCK],
         Kind::Net => &[WATCH, TALK, TAP],
         Kind::Vsock => &[WATCH, TALK, VSOCK],
@@ -271,7 +277,7 @@ fn lists(kind: Kind) -> &'static [Rules] {
 pub fn allowed(kind: Kind, again: bool, programs: &[u32]) -> Vec<Allowed> {
     let mut lists: Vec<Rules> = [EVERY].iter().chain(lists(kind)).copied().collect();
     if again {
-        lists.extend([VCPU, DEBUGGER, BUILD]);
+        lists.extend([VCPU, DEBUGGER, BLOCK, BUILD]);
     }
     let fixed = lists.into_iter().flatten();
     let mut allowed: Vec<Allowed> =
@@ -280,11 +286,11 @@ pub fn allowed(kind: Kind, again: bool, programs: &[u32]) -> Vec<Allowed> {
     // A panic, and the kick of a vCPU.
     let own = std::process::id();
     allow("tgkill", vec![equal(0, own)]);
-    if matches!(kind, Kind::EventLoop | Kind::Input) {
+    if matches!(kind, Kind::EventLoop | Kind::Alone | Kind::Input) {
         // Ctrl-A x, and being stopped.
         allow("kill", vec![equal(0, own)]);
     }
-    if kind == Kind::EventLoop {
+    if matches!(kind, Kind::EventLoop | Kind::Alone) {
         // kill(2): a group is its leader's number, negative.
         programs.iter().for_each(|leader| allow("kill", vec![equal(0, leader.wrapping_neg())]));
     }

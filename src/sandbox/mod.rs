@@ -47,6 +47,8 @@ pub enum Kind {
     Vcpu,
     /// Waits for the end, and starts other threads.
     EventLoop,
+    /// Runs the only vCPU, and begins and ends the process.
+    Alone,
     /// Serves a disk.
     Block,
     /// Serves a network card.
@@ -65,9 +67,10 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Vcpu,
         Self::EventLoop,
+        Self::Alone,
         Self::Block,
         Self::Net,
         Self::Vsock,
@@ -77,11 +80,17 @@ impl Kind {
         Self::Debugger,
     ];
 
+    /// Whether such a thread may build another machine.
+    fn builds(self) -> bool {
+        matches!(self, Self::EventLoop | Self::Alone)
+    }
+
     /// Its name in messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::Vcpu => "vCPU",
             Self::EventLoop => "event loop",
+            Self::Alone => "only",
             Self::Block => "disk",
             Self::Net => "network",
             Self::Vsock => "vsock",
@@ -170,18 +179,21 @@ impl Sandbox {
         set_here(Some(Here { sandbox: self.clone(), crew: None }));
     }
 
-    /// Makes what the first thread that enters needs, while files can still be opened. `wake` is
-    /// written to when something is refused. `true` if this thread, the event loop's, is then confined
+    /// Makes what the first threads that enter need, while files can still be opened: the event loop's
+    /// and the vCPUs', or the one that is both and `alone`. `wake` is written to when something is
+    /// refused. `true` if this thread, the event loop's, is then confined
     /// as far as all are, and all that it starts: they enter as heirs.
-    pub fn prepare(&self, wake: &EventFd) -> Result<bool> {
+    pub fn prepare(&self, wake: &EventFd, alone: bool) -> Result<bool> {
         refused::catch(wake.as_raw_fd()).context("catch refused system calls")?;
         if self.rules.get().is_none() && self.mode == Mode::On {
             let rules = files::rules(&self.again, &self.known().sockets).context("landlock")?;
             let _ = self.rules.set(rules);
         }
-        // These enter at the same time, and would wait for each other's allocations.
-        self.filter(Kind::Vcpu)?;
-        self.filter(Kind::EventLoop)?;
+        // Threads enter at the same time, and would wait for each other's allocations.
+        let first: &[Kind] = if alone { &[Kind::Alone] } else { &[Kind::Vcpu, Kind::EventLoop] };
+        for kind in first {
+            self.filter(*kind)?;
+        }
         let stays_free = self.is_free(Kind::EventLoop);
         if !is_inside() && !stays_free {
             self.confine().context(ENTER)?;
@@ -204,7 +216,7 @@ impl Sandbox {
 
     /// Such threads are not confined.
     fn is_free(&self, kind: Kind) -> bool {
-        kind == Kind::EventLoop && self.again == Again::BuildWithPrograms
+        kind.builds() && self.again == Again::BuildWithPrograms
     }
 
     /// Does to this thread what is the same for all kinds.
@@ -230,7 +242,7 @@ impl Sandbox {
         if let Some(filter) = self.filters[place].get() {
             return Ok(filter);
         }
-        let again = kind == Kind::EventLoop && self.again != Again::Never;
+        let again = kind.builds() && self.again != Again::Never;
         let rules = calls::allowed(kind, again, &self.known().programs);
         let filter = filter::compile(&rules, self.mode).context("seccomp")?;
         Ok(self.filters[place].get_or_init(|| filter))

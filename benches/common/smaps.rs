@@ -1,0 +1,52 @@
+//! What a process has in memory (proc(5), smaps).
+
+use std::fs;
+
+/// KiB.
+#[derive(Clone, Copy, Default)]
+pub struct Usage {
+    /// Of all kinds.
+    pub resident: u64,
+    /// Nobody else's, and in no file.
+    pub private_dirty: u64,
+}
+
+/// A process's mappings, in the order of their addresses; those without a gap are one, since files in a
+/// guest's RAM are neighbours of its rest.
+pub struct Mappings(Vec<(u64, u64, Usage)>);
+
+impl Mappings {
+    /// None of a process that is gone.
+    pub fn of(process: u32) -> Self {
+        let text = fs::read_to_string(format!("/proc/{process}/smaps")).unwrap_or_default();
+        let mut mappings: Vec<(u64, u64, Usage)> = Vec::new();
+        for line in text.lines() {
+            let range = line.split_once(' ').and_then(|(range, _)| range.split_once('-'));
+            let number = |text| u64::from_str_radix(text, 16).ok();
+            if let Some((start, end)) = range.and_then(|(a, b)| number(a).zip(number(b))) {
+                match mappings.last_mut() {
+                    Some(last) if last.1 == start => last.1 = end,
+                    _ => mappings.push((start, end, Usage::default())),
+                }
+            }
+            let Some((_, _, usage)) = mappings.last_mut() else { continue };
+            let kib = |name| {
+                let value: Option<&str> = line.strip_prefix(name);
+                value.map_or(0, |text| text.trim().trim_end_matches(" kB").parse().unwrap_or(0))
+            };
+            usage.resident += kib("Rss:");
+            usage.private_dirty += kib("Private_Dirty:");
+        }
+        Self(mappings)
+    }
+
+    /// All but the largest one, which is the guest's RAM.
+    pub fn beside_largest(&self) -> Usage {
+        let largest = (0..self.0.len()).max_by_key(|index| self.0[*index].1 - self.0[*index].0);
+        let rest = self.0.iter().enumerate().filter(|(index, _)| Some(*index) != largest);
+        rest.fold(Usage::default(), |sum, (_, (_, _, usage))| Usage {
+            resident: sum.resident + usage.resident,
+            private_dirty: sum.private_dirty + usage.private_dirty,
+        })
+    }
+}
