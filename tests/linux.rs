@@ -15,7 +15,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use common::stock::{CLOUD, PATIENCE, add_example, boot, fetched, guests, root, whole_kernels};
-use common::{Ran, bivisor, folder, hardware_breakpoints, kvm, trial, wait};
+use common::{Ran, bivisor, folder, hardware_breakpoints, kvm, read_verdict, trial, wait};
 use features::a_kernel_finds_the_features_that_the_host_has;
 use libtest_mimic::Trial;
 
@@ -107,6 +107,27 @@ fn boots_to_a_shell(row: &Row) {
     assert_eq!(head.split_whitespace().collect::<Vec<_>>(), columns, "{text}");
     assert!(interrupts(&text, "ttyS0", row.cpus) > 0, "{text}");
     assert_eq!(text.contains("Linux version"), !row.quiet, "{text}");
+}
+
+/// Exits to the program from a quiet kernel's first instruction to its power-off, with one line from user
+/// space on the way. Our choice, and a promise: each costs some microseconds, and some hundreds in a host
+/// that is a guest itself.
+const QUIET_EXITS: u64 = 150;
+
+fn a_quiet_start_makes_few_exits() {
+    let folder = folder();
+    let verdict = folder.path().join("verdict");
+    let root = root("#!/bin/busybox sh\necho The guest is up.\n/bin/busybox poweroff -f\n");
+    let run = boot(CLOUD, &root).words("--memory 256M --cmdline quiet --verdict").arg(&verdict);
+    let ran = run.finish();
+    said(&ran, 0);
+    let verdict = read_verdict(&verdict);
+    let exits = verdict["exits"]["total"].as_u64().expect("it counts exits");
+    println!("{exits} exits: {}", verdict["exits"]);
+    assert!(
+        (1..=QUIET_EXITS).contains(&exits),
+        "{exits} exits, more than {QUIET_EXITS}: {verdict}"
+    );
 }
 
 /// How often /proc/interrupts says that the device called `name` has interrupted `cpus` CPUs.
@@ -294,6 +315,7 @@ fn main() {
     let boots = ROWS.iter().map(|row| trial(row.name, needs, || boots_to_a_shell(row)));
     let foreign = FOREIGN.iter().map(|row| trial(row.0, needs, || shows_its_text(row)));
     let ends = common::cases! {
+        a_quiet_start_makes_few_exits, kvm, fetched, whole_kernels;
         a_reboot_ends_the_guest, kvm, fetched, whole_kernels;
         a_reboot_in_the_same_process_is_a_new_start, kvm, fetched, whole_kernels;
         a_program_in_the_guest_ends_it_with_a_status, kvm, fetched, whole_kernels;

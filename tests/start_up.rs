@@ -174,7 +174,7 @@ fn the_program_is_small() {
 
 /// KiB that a monitor keeps in memory beside its guest's pages, libraries that it shares with other
 /// programs left out. Most of it is code, of which what only the start needs is given back.
-const RESIDENT_KIB: u64 = 1024;
+const RESIDENT_KIB: u64 = 600;
 
 fn a_guest_that_stays_costs_little_memory() {
     let folder = folder();

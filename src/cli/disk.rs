@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
-use bivisor::devices::block::copy::copy;
 use bivisor::devices::block::format::Format;
 use bivisor::devices::block::qcow2::{self, Qcow2};
 use bivisor::devices::block::raw::{self, Access};
 use serde_json::json;
 
+use super::copy::copy;
 use super::{parse, print};
 
 /// What can be done.

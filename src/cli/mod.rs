@@ -2,6 +2,7 @@
 
 mod check;
 mod console;
+mod copy;
 mod devices;
 mod disk;
 mod guests;

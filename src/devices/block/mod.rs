@@ -7,7 +7,6 @@
 //! of a request is one byte at its end; only one that has no room for that byte ends the device.
 
 mod buffer;
-pub mod copy;
 pub mod disk;
 pub mod format;
 mod pool;

@@ -26,7 +26,7 @@ pub mod tap;
 #[cfg(test)]
 mod tests;
 mod transmit;
-mod tun;
+pub(crate) mod tun;
 
 use std::io;
 

@@ -44,6 +44,16 @@ struct Request {
     rest: [u8; 22],
 }
 
+impl Request {
+    /// Up to 15 bytes of `name`.
+    fn set_name(&mut self, name: &str) {
+        let room = &mut self.name[..NAME_LEN - 1];
+        for (to, from) in room.iter_mut().zip(name.bytes()) {
+            *to = from;
+        }
+    }
+}
+
 // The union's largest member is an `ifmap`, of 24 bytes.
 const _: () = assert!(size_of::<Request>() == NAME_LEN + 24);
 
@@ -67,12 +77,20 @@ fn checked(result: libc::c_int) -> io::Result<()> {
 /// Makes `tun` one of the queues of the tap device `name`, of up to 15 bytes.
 pub fn attach(tun: &File, name: &str, flags: u16) -> io::Result<()> {
     let mut request = Request { flags, ..Request::default() };
-    let room = &mut request.name[..NAME_LEN - 1];
-    for (to, from) in room.iter_mut().zip(name.bytes()) {
-        *to = from;
-    }
+    request.set_name(name);
     // SAFETY: TUNSETIFF reads and writes an `ifreq`, which `request` is.
     checked(unsafe { libc::ioctl(tun.as_raw_fd(), TUNSETIFF as _, &mut request) })
+}
+
+/// Switches the interface `name` on (netdevice(7), SIOCSIFFLAGS).
+#[cfg(any(test, fuzzing))]
+pub fn set_up(name: &str) -> io::Result<()> {
+    const SIOCSIFFLAGS: u32 = 0x8914;
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+    let mut request = Request { flags: libc::IFF_UP as u16, ..Request::default() };
+    request.set_name(name);
+    // SAFETY: SIOCSIFFLAGS reads an `ifreq`, which `request` is.
+    checked(unsafe { libc::ioctl(socket.as_raw_fd(), SIOCSIFFLAGS as _, &request) })
 }
 
 /// The name and the flags of the device that `tun` is a queue of; an error if it is none.

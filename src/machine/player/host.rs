@@ -27,17 +27,19 @@ use crate::devices::debug_console::{DebugConsole, Shown};
 use crate::devices::entropy::Entropy;
 use crate::devices::fixed_events::{self, FixedEvents};
 use crate::devices::message_frame::{self, MessageFrame};
-use crate::devices::net::{Mac, Net, socket};
+use crate::devices::net::link::Link;
+use crate::devices::net::{Mac, Net, passt, socket, tap, tun};
 use crate::devices::pl011::{self, Pl011};
 use crate::devices::rtc::{self, Pl031};
 use crate::devices::serial::{self, Serial};
 use crate::devices::vhost_user::peer::{Traits, idle};
-use crate::devices::vhost_user::{block_on, fs, net_on};
+use crate::devices::vhost_user::{self, VhostUser, block_on, fs, net_on};
 use crate::devices::vsock::Vsock;
 use crate::exit::BusAddr;
 use crate::irq::{Irq, Level};
 use crate::machine::Machine;
 use crate::sys;
+use crate::virtio::Carrier;
 use crate::virtio::limit::Rates;
 
 /// The guest's address for sockets, and the host's port that somebody listens at.
@@ -61,14 +63,18 @@ pub struct Host {
     vsock: PathBuf,
     listener: UnixListener,
     programs: Vec<UnixStream>,
+    /// The device that a program serves which may give up on a guest like this.
+    pub foreign: Option<usize>,
 }
 
 impl Host {
     /// Gives the machine to be its devices.
-    pub fn equip(config: &mut Config) -> Result<Self> {
+    pub fn equip(config: &mut Config, carrier: Carrier) -> Result<Self> {
         let path = own_path("played");
         let (ours, network) = UnixStream::pair()?;
         let link = socket::inherited(ours.as_raw_fd())?;
+        // There is no room for one more among registers in memory.
+        let link = by_passt(carrier)?.unwrap_or(link);
         network.set_nonblocking(true)?;
         drain(network.try_clone()?);
         let (ours, datagrams) = UnixDatagram::pair()?;
@@ -95,10 +101,19 @@ impl Host {
             Box::new(block_on("played".into(), back_end(60), 2, PATIENCE)?),
             Box::new(net_on("played".into(), back_end(0), (Mac::of(2), Some(1500)), PATIENCE)?),
             Box::new(Block::new(read_only(&path)?, "played", 1, Engine::Threads)),
+            Box::new(Block::new(direct(&path)?, "played", 1, Engine::Best)),
         ];
+        if let Some(tap) = own_tap() {
+            config.devices.push(Box::new(Net::new(tap, Mac::of(3), None)));
+        }
+        let foreign = by_virtiofsd()?.map(|device| {
+            config.devices.push(Box::new(device));
+            config.devices.len() - 1
+        });
         config.console_device = ConsoleDevice::Virtio;
         config.balloon = Some(1 << 20);
-        Ok(Self { network, datagrams, typing, vsock: path, listener, programs: Vec::new() })
+        let programs = Vec::new();
+        Ok(Self { network, datagrams, typing, vsock: path, listener, programs, foreign })
     }
 
     /// Does something as the script says: to a network, a console, sockets or the balloon.
@@ -194,6 +209,55 @@ fn read_only(path: &Path) -> Result<Arc<dyn Disk>> {
     let disk = Format::Raw.open(&file, access, false);
     fs::remove_file(&file)?;
     disk
+}
+
+/// A disk past the host's cache, where its file system can do that.
+fn direct(path: &Path) -> Result<Arc<dyn Disk>> {
+    let file = PathBuf::from(format!("{}.direct", path.display()));
+    fs::write(&file, vec![0xa5; 1 << 16])?;
+    let open = |direct| Format::Raw.open(&file, Access { direct, ..Access::default() }, false);
+    let disk = open(true).or_else(|_| open(false));
+    fs::remove_file(&file)?;
+    disk
+}
+
+/// A tap device of two queues in a network of its own, which is gone with it; none where that may not be.
+fn own_tap() -> Option<Link> {
+    const NAME: &str = "played0";
+    let open = || {
+        // SAFETY: this thread alone gets another network.
+        if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
+            return None;
+        }
+        let first = tun::open().ok()?;
+        let flags = tun::IFF_TAP | tun::IFF_NO_PI | tun::IFF_VNET_HDR | tun::IFF_MULTI_QUEUE;
+        tun::attach(&first, NAME, flags).ok()?;
+        let link = tap::open(NAME, 2).ok()?;
+        tun::set_up(NAME).ok()?;
+        Some(link)
+    };
+    thread::spawn(open).join().ok().flatten()
+}
+
+/// Whether programs of the host are to serve devices.
+fn has_programs() -> bool {
+    std::env::var_os("BIVISOR_PLAYED_PROGRAMS").is_some()
+}
+
+fn by_passt(carrier: Carrier) -> Result<Option<Link>> {
+    (has_programs() && carrier == Carrier::Mmio).then(|| passt::start(&[], 1500)).transpose()
+}
+
+/// What it serves is empty, and gone once it has begun.
+fn by_virtiofsd() -> Result<Option<VhostUser>> {
+    let share = || {
+        let folder = own_path("shared");
+        fs::create_dir(&folder)?;
+        let device = vhost_user::share("played", &folder, true);
+        fs::remove_dir(&folder)?;
+        device
+    };
+    has_programs().then(share).transpose()
 }
 
 /// Puts devices on the bus that machines of one architecture or with some option have.

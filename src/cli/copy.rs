@@ -4,11 +4,10 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 
-use super::disk::Disk;
-use super::request::SECTOR;
-use crate::memory::{GuestRam, RamRange};
-use crate::pieces::Pieces;
-use crate::sys;
+use bivisor::devices::block::disk::Disk;
+use bivisor::memory::{GuestRam, RamRange};
+use bivisor::pieces::Pieces;
+use bivisor::sys;
 
 /// Bytes that are read at once. Our choice: large enough that the calls don't count.
 const PART: u64 = 4 << 20;
@@ -46,6 +45,5 @@ pub fn copy(from: &dyn Disk, to: &dyn Disk, mut progress: impl FnMut(u64)) -> Re
         done += len;
         progress(done);
     }
-    debug_assert!(done.is_multiple_of(SECTOR));
     Ok(())
 }
