@@ -1,5 +1,6 @@
 //! What benchmarks of guests share: where things lie, QEMU as a peer, and medians.
 
+pub mod peers;
 pub mod report;
 pub mod smaps;
 
@@ -8,7 +9,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const MACHINE_MEMORY: &str = "256M";
+/// Of every guest.
+pub const MEMORY_MIB: u32 = 256;
 
 /// The folder of what cross/guests.sh has fetched for this architecture.
 pub fn guests() -> PathBuf {
@@ -45,17 +47,22 @@ pub fn program(tree: &Path, name: &str) -> Command {
     command
 }
 
-/// bivisor with the kernel, and the options in `words`.
+/// bivisor with the stock kernel, and the options in `words`.
 pub fn bivisor(initrd: &Path, words: &str) -> Command {
+    bivisor_with(&guests().join("cloud"), initrd, words)
+}
+
+/// bivisor with this kernel, and the options in `words`.
+pub fn bivisor_with(kernel: &Path, initrd: &Path, words: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bivisor"));
-    command.arg("run").arg(guests().join("cloud")).arg("--initrd").arg(initrd);
-    command.args(["--memory", MACHINE_MEMORY, "--cmdline", "quiet"]);
+    command.arg("run").arg(kernel).arg("--initrd").arg(initrd);
+    command.args(["--memory", &format!("{MEMORY_MIB}M"), "--cmdline", "quiet"]);
     command.args(words.split_whitespace());
     command
 }
 
 /// QEMU of Debian's packages, by its own loader, with the same; none if cross/bench did not fetch it.
-pub fn qemu(initrd: &Path, words: &str) -> Option<Command> {
+pub fn qemu(kernel: &Path, initrd: &Path, words: &str) -> Option<Command> {
     let arch = std::env::consts::ARCH;
     let folder = cache().join(format!("qemu-{arch}"));
     if !folder.is_dir() {
@@ -68,9 +75,10 @@ pub fn qemu(initrd: &Path, words: &str) -> Option<Command> {
     let mut command = program(&folder, &format!("qemu-system-{arch}"));
     command.arg("-L").arg(folder.join("qemu"));
     command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
-    command.args(["-M", machine, "-accel", "kvm", "-cpu", "host", "-m", MACHINE_MEMORY]);
+    command.args(["-M", machine, "-accel", "kvm", "-cpu", "host"]);
+    command.args(["-m", &MEMORY_MIB.to_string()]);
     command.args(["-serial", "stdio", "-append", &format!("console={console} panic=-1 quiet")]);
-    command.arg("-kernel").arg(guests().join("cloud")).arg("-initrd").arg(initrd);
+    command.arg("-kernel").arg(kernel).arg("-initrd").arg(initrd);
     command.args(words.split_whitespace());
     Some(command)
 }

@@ -58,7 +58,7 @@ pub fn draw(measure: &Measure, file: &Path) -> Result<()> {
                 ("sans-serif", 13),
             );
             chart.draw_series([bar])?;
-            chart.draw_series(LineSeries::new(span, BLACK.stroke_width(1)))?;
+            chart.draw_series([PathElement::new(span, BLACK.stroke_width(1))])?;
             chart.draw_series([text])?;
         }
         area.present()?;
