@@ -56,7 +56,7 @@ fn sample(mut command: Command) -> Option<Sample> {
         }
     }
     let seconds = start.elapsed().as_secs_f64();
-    let kib = Mappings::of(child.id()).beside_largest().resident;
+    let kib = Mappings::of(child.id()).joined().beside_largest().resident;
     child.kill().expect("end a monitor");
     child.wait().expect("a monitor ends");
     Some(Sample { seconds, kib })

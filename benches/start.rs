@@ -212,7 +212,6 @@ fn memory(folder: &Path) {
     );
     for (name, guest, options) in [
         ("spinning", "spin", ""),
-        ("asleep, with a terminal's timeout", "spin", "--timeout 60s"),
         ("spinning, --sandbox off", "spin", "--sandbox off"),
         ("two vCPUs", "spin", "--cpus 2"),
     ] {

@@ -122,6 +122,9 @@ pub struct Config {
     pub gdb: Option<Listener>,
     /// Ends the guest on SIGINT, SIGTERM, SIGHUP and SIGQUIT, with that signal as its cause.
     pub catch_signals: bool,
+    /// The process has this machine alone, and ends with it: its timer (setitimer(2)) is the machine's, and
+    /// a small guest may begin without an event loop, which then sees signals only once the guest stays.
+    pub is_only: bool,
     /// What is left to the threads of the machine, the one that runs it included, for good; if it is
     /// not all.
     pub sandbox: Option<Arc<Sandbox>>,
@@ -174,6 +177,7 @@ impl Config {
             marks: None,
             gdb: None,
             catch_signals: false,
+            is_only: false,
             sandbox: None,
         }
     }

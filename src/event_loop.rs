@@ -14,7 +14,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use vmm_sys_util::eventfd::EventFd;
@@ -192,9 +192,13 @@ impl Machine {
                         look_after();
                     };
                     let spawned = builder("event loop".into()).spawn_scoped(scope, body);
-                    if unless_failed("the event loop".into(), spawned.err()) {
+                    let is_looked_after = unless_failed("the event loop".into(), spawned.err());
+                    if is_looked_after {
                         run_vcpu(0, &mut self.vcpus[0], &mut journals[0], None);
-                        leave();
+                    }
+                    leave();
+                    if !is_looked_after {
+                        look_after();
                     }
                 });
             }
@@ -244,13 +248,21 @@ impl Machine {
         }
         refused::forget();
         self.input.stop();
-        let run_time = began.elapsed();
+        let first = ending.first.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let first = first.expect("the threads end only when something ended the machine");
+        self.outcome(first, &journals, (began, began.elapsed()))
+    }
 
+    /// What became of it: the first reason to stop, with the vCPU whose it was; when it began, and for how
+    /// long it ran.
+    fn outcome(
+        &self,
+        (mut stop, vcpu): (Stop, Option<usize>),
+        journals: &[Journal],
+        (began, run_time): (Instant, Duration),
+    ) -> Outcome {
         let mut exits = Counts::new(self.bus.len());
         journals.iter().for_each(|journal| exits.add(&journal.counts));
-        let first = ending.first.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let (mut stop, vcpu) =
-            first.expect("the threads end only when something ended the machine");
         let mut timeline = self.timeline.clone();
         self.output.moments().into_iter().for_each(|(name, at)| timeline.seen(name, at));
         timeline.seen("end", began + run_time);
@@ -269,7 +281,7 @@ impl Machine {
             stop = Stop::Crash(Crash::new(loss));
         }
         let cpus = match stop.shows_cpus() {
-            true => self.cpu_reports(&stop, vcpu, &journals),
+            true => self.cpu_reports(&stop, vcpu, journals),
             false => Vec::new(),
         };
         let last_line = self.output.last_line();
@@ -278,7 +290,7 @@ impl Machine {
     }
 
     /// Whether the guest can do without an event loop as long as it is quick: nothing happens beside its
-    /// only vCPU. The process's timer must be ours.
+    /// only vCPU.
     fn may_be_alone(&self) -> bool {
         let beside = self.debugger.is_some() || self.trace.is_some() || self.screen.is_some();
         self.is_plain && self.vcpus.len() == 1 && !beside && self.catch_signals

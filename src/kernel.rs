@@ -22,6 +22,7 @@ const ARCHIVE_ALIGN: u64 = 4;
 /// What Linux is told: where its console is, unless its user says so, and to end when it panics
 /// instead of waiting.
 const CONSOLE: &str = "console=";
+const BUS: &str = "pci=";
 const LINUX: &str = "console=ttyS0 panic=-1";
 const LINUX_ELSEWHERE: &str = "panic=-1";
 
@@ -39,6 +40,8 @@ pub struct Given<'a> {
     pub image: &'a str,
     /// The device behind its console.
     pub console: ConsoleDevice,
+    /// What Linux is told of PCI, unless its user says something of it.
+    pub bus: &'a str,
     /// For the command line.
     pub cmdline: &'a str,
     /// Initial RAM disks or modules.
@@ -46,10 +49,19 @@ pub struct Given<'a> {
 }
 
 impl Given<'_> {
-    /// Two consoles would print everything twice: ours are all the same one.
     fn words_for_linux(&self) -> String {
-        let mut words = self.cmdline.split_ascii_whitespace();
-        if words.any(|word| word.starts_with(CONSOLE)) {
+        let says = |what| self.cmdline.split_ascii_whitespace().any(|word| word.starts_with(what));
+        let bus = Some(self.bus).filter(|words| !words.is_empty() && !says(BUS));
+        [Some(&*self.console_for_linux(says(CONSOLE))), bus]
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>()
+            .join(" ")
+    }
+
+    /// Two consoles would print everything twice: ours are all the same one.
+    fn console_for_linux(&self, is_elsewhere: bool) -> String {
+        if is_elsewhere {
             return LINUX_ELSEWHERE.into();
         }
         match self.console {
@@ -165,8 +177,13 @@ mod tests {
             File { name, bytes }
         });
         let files: Vec<_> = files.collect();
-        let given =
-            Given { image: "image", console: ConsoleDevice::Serial, cmdline, files: &files };
+        let given = Given {
+            image: "image",
+            console: ConsoleDevice::Serial,
+            bus: "",
+            cmdline,
+            files: &files,
+        };
         given.place(takes, &ram, &mut places)
     }
 
@@ -176,11 +193,17 @@ mod tests {
             (ConsoleDevice::Serial, "", LINUX),
             (ConsoleDevice::Virtio, "console=tty1", LINUX_ELSEWHERE),
         ] {
-            let given = Given { image: "", console, cmdline, files: &[] };
+            let given = Given { image: "", console, bus: "", cmdline, files: &[] };
+            assert_eq!(given.words_for_linux(), expected);
+            let given = Given { bus: "pci=off", ..given };
+            assert_eq!(given.words_for_linux(), format!("{expected} pci=off"));
+            let cmdline = format!("{cmdline} pci=nomsi");
+            let given = Given { cmdline: &cmdline, ..given };
             assert_eq!(given.words_for_linux(), expected);
         }
         let console = ConsoleDevice::Virtio;
-        let words = Given { image: "", console, cmdline: "", files: &[] }.words_for_linux();
+        let words =
+            Given { image: "", console, bus: "", cmdline: "", files: &[] }.words_for_linux();
         let rest = words.strip_prefix("earlycon=uart8250,").unwrap_or_default();
         assert!(rest.contains("io,0x") && rest.ends_with(" console=hvc0 panic=-1"), "{words}");
     }
@@ -242,8 +265,13 @@ mod tests {
             File { name: "archive".into(), bytes: Payload::File(holes, *len) }
         };
         let files: Vec<_> = lens.iter().map(file).collect();
-        let given =
-            Given { image: "image", console: ConsoleDevice::Serial, cmdline: "", files: &files };
+        let given = Given {
+            image: "image",
+            console: ConsoleDevice::Serial,
+            bus: "",
+            cmdline: "",
+            files: &files,
+        };
         let takes = Takes::Ramdisk { is_linux: true, cmdline: layout::CMDLINE_MAX, below };
         let kernel = given.place(takes, &GuestRam::new(ranges)?, &mut places)?;
         Ok(kernel.initrd.expect("it was given").start)

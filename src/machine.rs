@@ -90,7 +90,7 @@ pub struct Machine {
     pub(crate) expects: bool,
     pub(crate) exit_limit: Option<(AtomicU64, u64)>,
     pub(crate) catch_signals: bool,
-    /// A flat guest without virtio devices.
+    /// A flat guest without virtio devices, in a process that ends with it.
     pub(crate) is_plain: bool,
     pub(crate) timeline: Timeline,
     pub(crate) sandbox: Option<Arc<Sandbox>>,
@@ -160,7 +160,7 @@ impl Machine {
         virtio.extend(balloon.map(|balloon| Box::new(balloon) as Box<dyn VirtioDevice>));
         // A bus costs a kernel no more time than registers, and an interrupt by it two exits less.
         let by_image = if way.is_bare() { Carrier::Mmio } else { Carrier::Pci };
-        let is_plain = !machine.has_platform() && virtio.is_empty();
+        let is_plain = config.is_only && way.is_bare() && virtio.is_empty();
         let pci = config.transport.unwrap_or(by_image) == Carrier::Pci && !virtio.is_empty();
         let virtio = if pci {
             devices.insert_pci(virtio)?;
@@ -180,7 +180,8 @@ impl Machine {
         let board = Board { cpus: config.cpus, ram: ranges, exit_register, virtio, pci };
         let (cmdline, files) = (&config.cmdline, &config.initrds);
         let console = config.console_device;
-        let given = Given { image: &config.name, console, cmdline, files };
+        let words = layout::BUS_WORDS[usize::from(pci)];
+        let given = Given { image: &config.name, console, bus: words, cmdline, files };
         let mut kernel = given.place(way.takes, &ram, &mut places)?;
         timeline.reached("load");
         kernel.header = way.header;

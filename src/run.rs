@@ -138,7 +138,10 @@ pub fn run_until_stop<V: Run>(
             Ok(Exit::Write { at, width, data }) => shared.write(index, at, width, data, journal),
             Ok(Exit::Read { at, width, data }) => shared.read(index, at, width, data, journal),
             Ok(left @ (Exit::Interrupted | Exit::Trap(_))) => {
-                journal.count(Kind::Interrupted);
+                // The bell is our own doing.
+                if !bell::has_rung() {
+                    journal.count(Kind::Interrupted);
+                }
                 let trap = if let Exit::Trap(trap) = left { Some(trap) } else { None };
                 drop(left);
                 if let Some(hold) = hold {

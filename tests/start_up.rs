@@ -22,7 +22,10 @@ const AT_MOST: usize = match (cfg!(target_env = "musl"), cfg!(debug_assertions))
     (true, false) => 35,
     (true, true) => 40,
     (false, _) => 75,
-};
+} + INTERRUPT_CHIPS;
+
+/// What the interrupt controller takes that every machine of an architecture has.
+const INTERRUPT_CHIPS: usize = if cfg!(target_arch = "aarch64") { 28 } else { 0 };
 
 /// What the sandbox may add to that.
 const SANDBOX_AT_MOST: usize = 12;

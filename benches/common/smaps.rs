@@ -1,6 +1,7 @@
 //! What a process has in memory (proc(5), smaps).
 
 use std::fs;
+use std::ops::Add;
 
 /// KiB.
 #[derive(Clone, Copy, Default)]
@@ -11,8 +12,18 @@ pub struct Usage {
     pub private_dirty: u64,
 }
 
-/// A process's mappings, in the order of their addresses; those without a gap are one, since files in a
-/// guest's RAM are neighbours of its rest.
+impl Add for Usage {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            resident: self.resident + other.resident,
+            private_dirty: self.private_dirty + other.private_dirty,
+        }
+    }
+}
+
+/// A process's mappings, in the order of their addresses.
 pub struct Mappings(Vec<(u64, u64, Usage)>);
 
 impl Mappings {
@@ -24,10 +35,7 @@ impl Mappings {
             let range = line.split_once(' ').and_then(|(range, _)| range.split_once('-'));
             let number = |text| u64::from_str_radix(text, 16).ok();
             if let Some((start, end)) = range.and_then(|(a, b)| number(a).zip(number(b))) {
-                match mappings.last_mut() {
-                    Some(last) if last.1 == start => last.1 = end,
-                    _ => mappings.push((start, end, Usage::default())),
-                }
+                mappings.push((start, end, Usage::default()));
             }
             let Some((_, _, usage)) = mappings.last_mut() else { continue };
             let kib = |name| {
@@ -40,13 +48,22 @@ impl Mappings {
         Self(mappings)
     }
 
+    /// With those that have no gap between them as one: files in a guest's RAM are neighbours of its rest.
+    pub fn joined(self) -> Self {
+        let mut joined: Vec<(u64, u64, Usage)> = Vec::new();
+        for (start, end, usage) in self.0 {
+            match joined.last_mut() {
+                Some(last) if last.1 == start => *last = (last.0, end, last.2 + usage),
+                _ => joined.push((start, end, usage)),
+            }
+        }
+        Self(joined)
+    }
+
     /// All but the largest one, which is the guest's RAM.
     pub fn beside_largest(&self) -> Usage {
         let largest = (0..self.0.len()).max_by_key(|index| self.0[*index].1 - self.0[*index].0);
         let rest = self.0.iter().enumerate().filter(|(index, _)| Some(*index) != largest);
-        rest.fold(Usage::default(), |sum, (_, (_, _, usage))| Usage {
-            resident: sum.resident + usage.resident,
-            private_dirty: sum.private_dirty + usage.private_dirty,
-        })
+        rest.fold(Usage::default(), |sum, (_, (_, _, usage))| sum + *usage)
     }
 }

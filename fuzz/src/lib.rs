@@ -15,6 +15,9 @@ use inputs::{Input, found};
 /// Writes what an input begins with, and what was found for it before, to the corpus: the first folder
 /// among the arguments, which libFuzzer reads later.
 pub fn write_seeds(input: &Input) {
+    // As the program has it: a peer that is gone is an error of a write.
+    // SAFETY: SIG_IGN is no handler that could do something unsafe.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
     let folder = std::env::args_os().skip(1).map(PathBuf::from).find(|path| path.is_dir());
     let Some(corpus) = folder else { return };
     let seeds = (input.seeds)().into_iter().map(|seed| ("seed", seed));

@@ -193,6 +193,7 @@ fn run(
         config.timeout = timeout;
         config.max_exits = max_exits;
         config.catch_signals = true;
+        config.is_only = !limits.reboot;
         config.sandbox = sandbox.cloned();
         // The first machine's alone: a trace has one end.
         config.trace = trace.take();
