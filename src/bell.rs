@@ -30,10 +30,10 @@ impl<'a> Bell<'a> {
         let bell = Self { kick };
         register_signal_handler(libc::SIGALRM, ring)
             .map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
-        let micros = time.as_micros().clamp(1, 999_999) as libc::suseconds_t;
+        let micros = time.as_micros().clamp(1, 999_999);
         let once = libc::itimerval {
             it_interval: libc::timeval { tv_sec: 0, tv_usec: 0 },
-            it_value: libc::timeval { tv_sec: 0, tv_usec: micros },
+            it_value: libc::timeval { tv_sec: 0, tv_usec: micros as _ },
         };
         // SAFETY: the new value outlives the call, and the old one is not asked for.
         match unsafe { libc::setitimer(libc::ITIMER_REAL, &once, null_mut()) } {
