@@ -119,7 +119,7 @@ fn a_quiet_start_makes_few_exits() {
     let verdict = folder.path().join("verdict");
     let root = root("#!/bin/busybox sh\necho The guest is up.\n/bin/busybox poweroff -f\n");
     let run = boot(CLOUD, &root).words("--memory 256M --cmdline quiet --verdict").arg(&verdict);
-    said(&run.words("--expect").arg("The guest is up.").finish(), 0);
+    shown(&run.words("--expect").arg("The guest is up.").finish(), 0);
     let verdict = read_verdict(&verdict);
     let exits = verdict["exits"]["total"].as_u64().expect("it counts exits");
     println!("{exits} exits: {}", verdict["exits"]);

@@ -191,7 +191,7 @@ pub const CMDLINE_MAX: usize = 2047;
 /// What Linux is told of PCI in a machine without the bus, and in one with it (Linux
 /// Documentation/admin-guide/kernel-parameters.txt, `pci=`). Else it looks through the bus by ports that
 /// nobody answers: 240 exits to the program at every start.
-pub const BUS_WORDS: [&str; 2] = ["pci=off", "pci=noearly"];
+pub const BUS_WORDS: [&str; 2] = ["pci=off", ""];
 
 /// Past the highest address of an initial RAM disk: what a bzImage's `initrd_addr_max` has said
 /// since protocol 2.03.
