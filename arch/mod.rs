@@ -84,8 +84,8 @@ mod contract {
 
     /// Bytes of a kernel's command line at the most, without its zero byte.
     const _: usize = layout::CMDLINE_MAX;
-    /// What Linux is told of PCI in a machine without the bus, and in one with it.
-    const _: [&str; 2] = layout::BUS_WORDS;
+    /// What Linux is told in a machine without a PCI bus.
+    const _: &str = layout::WITHOUT_PCI;
 
     /// The kind of machine for a guest that starts so and takes this, unless one is asked for.
     const _: fn(Mode, Takes) -> Machine = Mode::machine;

@@ -110,6 +110,13 @@ kernel() {
 
 # ---------------------------------------------------------------- the Rust targets
 
+# run_here: has programs for $triple, which is this machine's, run on it and not in an emulated host.
+run_here() {
+  local variable
+  variable=CARGO_TARGET_$(tr a-z- A-Z_ <<<"$triple")
+  export "${variable}_RUNNER=/usr/bin/env"
+}
+
 # use_target ARCH: sets $triple and exports what cargo needs to build for it.
 use_target() {
   local arch=$1 variable

@@ -180,7 +180,7 @@ impl Machine {
         let board = Board { cpus: config.cpus, ram: ranges, exit_register, virtio, pci };
         let (cmdline, files) = (&config.cmdline, &config.initrds);
         let console = config.console_device;
-        let words = layout::BUS_WORDS[usize::from(pci)];
+        let words = if pci { "" } else { layout::WITHOUT_PCI };
         let given = Given { image: &config.name, console, bus: words, cmdline, files };
         let mut kernel = given.place(way.takes, &ram, &mut places)?;
         timeline.reached("load");

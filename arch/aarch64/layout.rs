@@ -181,9 +181,9 @@ pub const FDT_REACH: u64 = 512 << 20;
 /// `COMMAND_LINE_SIZE` of Linux on this architecture, less its zero byte.
 pub const CMDLINE_MAX: usize = 2047;
 
-/// What Linux is told of PCI in a machine without the bus, and in one with it: it looks for none but that
-/// of the device tree.
-pub const BUS_WORDS: [&str; 2] = ["", ""];
+/// What Linux is told in a machine without a PCI bus: nothing, as it looks for none but that of the device
+/// tree.
+pub const WITHOUT_PCI: &str = "";
 
 /// In one gigabyte-aligned window of 32 GiB with the kernel (Linux v6.12
 /// Documentation/arch/arm64/booting.rst); RAM begins at such an address or below it.

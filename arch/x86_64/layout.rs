@@ -188,10 +188,10 @@ pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// `COMMAND_LINE_SIZE` of Linux on this architecture, less its zero byte.
 pub const CMDLINE_MAX: usize = 2047;
 
-/// What Linux is told of PCI in a machine without the bus, and in one with it (Linux
-/// Documentation/admin-guide/kernel-parameters.txt, `pci=`). Else it looks through the bus by ports that
-/// nobody answers: 240 exits to the program at every start.
-pub const BUS_WORDS: [&str; 2] = ["pci=off", ""];
+/// What Linux is told in a machine without a PCI bus (Linux Documentation/admin-guide/kernel-parameters.txt,
+/// `pci=`). Else it looks through the bus by ports that nobody answers: 240 exits to the program at every
+/// start.
+pub const WITHOUT_PCI: &str = "pci=off";
 
 /// Past the highest address of an initial RAM disk: what a bzImage's `initrd_addr_max` has said
 /// since protocol 2.03.

@@ -243,7 +243,6 @@ const BUILD: Rules = &[
     call("renameat"),
     call("renameat2"),
     call("rt_sigaction"),
-    call("setitimer"),
     call("signalfd4"),
     call("socket"),
     call("socketpair"),
@@ -277,7 +276,7 @@ fn lists(kind: Kind) -> &'static [Rules] {
 pub fn allowed(kind: Kind, again: bool, programs: &[u32]) -> Vec<Allowed> {
     let mut lists: Vec<Rules> = [EVERY].iter().chain(lists(kind)).copied().collect();
     if again {
-        lists.extend([VCPU, DEBUGGER, BLOCK, BUILD]);
+        lists.extend([VCPU, DEBUGGER, BUILD]);
     }
     let fixed = lists.into_iter().flatten();
     let mut allowed: Vec<Allowed> =

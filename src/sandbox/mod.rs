@@ -80,11 +80,6 @@ impl Kind {
         Self::Debugger,
     ];
 
-    /// Whether such a thread may build another machine.
-    fn builds(self) -> bool {
-        matches!(self, Self::EventLoop | Self::Alone)
-    }
-
     /// Its name in messages.
     pub fn name(self) -> &'static str {
         match self {
@@ -216,7 +211,7 @@ impl Sandbox {
 
     /// Such threads are not confined.
     fn is_free(&self, kind: Kind) -> bool {
-        kind.builds() && self.again == Again::BuildWithPrograms
+        kind == Kind::EventLoop && self.again == Again::BuildWithPrograms
     }
 
     /// Does to this thread what is the same for all kinds.
@@ -242,7 +237,7 @@ impl Sandbox {
         if let Some(filter) = self.filters[place].get() {
             return Ok(filter);
         }
-        let again = kind.builds() && self.again != Again::Never;
+        let again = kind == Kind::EventLoop && self.again != Again::Never;
         let rules = calls::allowed(kind, again, &self.known().programs);
         let filter = filter::compile(&rules, self.mode).context("seccomp")?;
         Ok(self.filters[place].get_or_init(|| filter))

@@ -88,6 +88,10 @@ impl Host {
         listener.set_nonblocking(true)?;
         let disk = Arc::new(Raw::scratch(1 << 20)?);
         let often = Rates { operations: Some(100_000), bytes: Some(1 << 30) };
+        let read_only = Access { read_only: true, ..Access::default() };
+        let direct = Access { direct: true, ..Access::default() };
+        // Not every file system can do without the host's cache.
+        let direct = raw(&path, direct).or_else(|_| raw(&path, Access::default()))?;
         let back_end = |len| idle(Traits { config: vec![0; len], ..Traits::default() });
         config.devices = vec![
             Box::new(Block::new(disk.clone(), "played", 1, Engine::Best)),
@@ -100,8 +104,8 @@ impl Host {
             Box::new(fs("played", back_end(0), PATIENCE)?),
             Box::new(block_on("played".into(), back_end(60), 2, PATIENCE)?),
             Box::new(net_on("played".into(), back_end(0), (Mac::of(2), Some(1500)), PATIENCE)?),
-            Box::new(Block::new(read_only(&path)?, "played", 1, Engine::Threads)),
-            Box::new(Block::new(direct(&path)?, "played", 1, Engine::Best)),
+            Box::new(Block::new(raw(&path, read_only)?, "played", 1, Engine::Threads)),
+            Box::new(Block::new(direct, "played", 1, Engine::Best)),
         ];
         if let Some(tap) = own_tap() {
             config.devices.push(Box::new(Net::new(tap, Mac::of(3), None)));
@@ -201,22 +205,11 @@ fn qcow2(path: &Path) -> Result<Arc<dyn Disk>> {
     disk
 }
 
-/// A disk that can't be written.
-fn read_only(path: &Path) -> Result<Arc<dyn Disk>> {
-    let file = PathBuf::from(format!("{}.read-only", path.display()));
+/// A raw disk in a file without a name.
+fn raw(path: &Path, access: Access) -> Result<Arc<dyn Disk>> {
+    let file = PathBuf::from(format!("{}.raw", path.display()));
     fs::write(&file, vec![0xa5; 1 << 16])?;
-    let access = Access { read_only: true, ..Access::default() };
     let disk = Format::Raw.open(&file, access, false);
-    fs::remove_file(&file)?;
-    disk
-}
-
-/// A disk past the host's cache, where its file system can do that.
-fn direct(path: &Path) -> Result<Arc<dyn Disk>> {
-    let file = PathBuf::from(format!("{}.direct", path.display()));
-    fs::write(&file, vec![0xa5; 1 << 16])?;
-    let open = |direct| Format::Raw.open(&file, Access { direct, ..Access::default() }, false);
-    let disk = open(true).or_else(|_| open(false));
     fs::remove_file(&file)?;
     disk
 }
