@@ -31,7 +31,8 @@ const HVC_INIT: &str = "#!/bin/busybox sh
 exec </dev/null >/dev/kmsg 2>&1
 echo '<3>words before the driver'
 for module in /modules/*.ko; do insmod $module; done
-until [ -c /dev/hvc0 ]; do sleep 0.1; done
+# Its port is made once the host has named it, and the console for the early words goes last.
+until grep -q ^hvc0 /proc/consoles && ! grep -q ^uart /proc/consoles; do sleep 0.1; done
 echo '<3>words behind it'
 exec </dev/hvc0 >/dev/hvc0 2>&1
 echo The guest is up.
