@@ -20,7 +20,10 @@ use common::{
     MACHINE, Ran, bivisor, cases, finding, folder, guest, guest_file, hardware_breakpoints, kvm,
     wait,
 };
-use pauses::hostile_46_a_guest_is_stopped_and_let_go_at_any_moment;
+use pauses::{
+    hostile_46_a_guest_is_stopped_and_let_go_at_any_moment,
+    what_is_said_out_of_turn_changes_nothing,
+};
 use registers::vector_registers_are_read_and_written_whatever_features_there_are;
 use tempfile::TempDir;
 
@@ -438,6 +441,7 @@ fn main() {
         each_cpu_is_a_thread, kvm;
         ctrl_c_stops_a_guest_and_kill_ends_it, kvm;
         hostile_46_a_guest_is_stopped_and_let_go_at_any_moment, kvm;
+        what_is_said_out_of_turn_changes_nothing, kvm;
         a_guest_goes_on_when_gdb_is_gone_and_another_may_come, kvm;
         limits_and_signals_hold_while_it_waits, kvm;
         no_progress_counts_only_while_it_runs, kvm;

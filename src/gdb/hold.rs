@@ -155,13 +155,18 @@ impl<'a> Crew<'a> {
         }
     }
 
+    /// Whether `vcpu` is there and waits.
+    pub fn waits(&self, vcpu: usize) -> bool {
+        self.waiting.get(vcpu).is_some_and(|waiting| *waiting)
+    }
+
     /// Has a waiting vCPU do `job` and gives its result.
     pub fn ask<R: Send + 'a>(
         &self,
         vcpu: usize,
         job: impl FnOnce(&mut Vcpu) -> R + Send + 'a,
     ) -> Result<R> {
-        if !self.waiting.get(vcpu).is_some_and(|waiting| *waiting) {
+        if !self.waits(vcpu) {
             bail!("vCPU {vcpu} is not stopped");
         }
         let (sender, result) = mpsc::channel();

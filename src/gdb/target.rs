@@ -253,13 +253,14 @@ impl ThreadExtraInfo for Target<'_> {
 }
 
 impl MultiThreadResume for Target<'_> {
+    /// Those that run, since gdb says this out of turn, go on as they do.
     fn resume(&mut self) -> Result<()> {
         let software = self.patches.any();
         // What did not fit was refused when it was added.
         let registers = arch::debug_registers(&self.hardware, self.slots).unwrap_or_default();
-        let stays = |action: &Action| self.locked && *action == Action::Default;
+        let stays = |vcpu: usize| self.locked && self.actions[vcpu] == Action::Default;
         let going: Vec<usize> =
-            (0..self.crew.len()).filter(|vcpu| !stays(&self.actions[*vcpu])).collect();
+            (0..self.crew.len()).filter(|vcpu| self.crew.waits(*vcpu) && !stays(*vcpu)).collect();
         for &vcpu in &going {
             let step = self.actions[vcpu] == Action::Step;
             self.crew.ask(vcpu, move |vcpu| vcpu.debug(step, software, &registers))??;
@@ -269,7 +270,11 @@ impl MultiThreadResume for Target<'_> {
     }
 
     fn clear_resume_actions(&mut self) -> Result<()> {
-        self.actions.fill(Action::Default);
+        for vcpu in 0..self.crew.len() {
+            if self.crew.waits(vcpu) {
+                self.actions[vcpu] = Action::Default;
+            }
+        }
         self.locked = false;
         Ok(())
     }
@@ -290,11 +295,10 @@ impl MultiThreadResume for Target<'_> {
 
 impl Target<'_> {
     fn set_action(&mut self, tid: Tid, action: Action) {
-        // gdb may name a thread that there is not. The first action for one counts.
-        if let Some(place) = self.actions.get_mut(vcpu(tid))
-            && *place == Action::Default
-        {
-            *place = action;
+        // gdb may name a thread that there is not, or that runs. The first action for one counts.
+        let vcpu = vcpu(tid);
+        if self.crew.waits(vcpu) && self.actions[vcpu] == Action::Default {
+            self.actions[vcpu] = action;
         }
     }
 }

@@ -42,3 +42,22 @@ fn stop_and_go(name: &str) {
     gdb.send("k");
     assert_eq!(debugged.end().status, 137, "{name}");
 }
+
+/// gdb waits for the guest to stop before it says more. What says more all the same may not end the guest, nor
+/// change how it goes on: that is told only to CPUs that stand still.
+pub fn what_is_said_out_of_turn_changes_nothing() {
+    let debugged = Debugged::new("spin", "--cpus 2");
+    let mut gdb = debugged.connect();
+    gdb.send("vCont;c");
+    for again in ["vCont;c", "vCont;s:1", "vCont;s:2;c:1"] {
+        thread::sleep(Duration::from_millis(10));
+        gdb.send(again);
+    }
+    assert!(gdb.ask("g").starts_with('E'));
+    gdb.0.write_all(INTERRUPT).unwrap();
+    let stop = gdb.receive();
+    assert!(stop.starts_with("S02"), "{stop}");
+    gdb.pc();
+    gdb.send("k");
+    assert_eq!(debugged.end().status, 137);
+}
