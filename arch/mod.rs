@@ -15,6 +15,7 @@ pub mod formats;
 mod new_vm;
 mod routes;
 mod run_page;
+pub use run_page::Ring;
 #[cfg(any(test, fuzzing, target_arch = "x86_64"))]
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, unused_imports))]
 mod x86_64;
@@ -49,7 +50,9 @@ mod contract {
     use vmm_sys_util::eventfd::EventFd;
 
     use super::*;
-    use crate::board::{Board, Extra, Finding, Message, Pci, Seat, Start, StopRegister, Takes};
+    use crate::board::{
+        Board, Extra, Finding, Message, NoPci, Pci, Seat, Start, StopRegister, Takes,
+    };
     use crate::debug::{Hardware, Slots, Trap};
     use crate::exit::BusAddr;
     use crate::kick::Kick;
@@ -84,8 +87,8 @@ mod contract {
 
     /// Bytes of a kernel's command line at the most, without its zero byte.
     const _: usize = layout::CMDLINE_MAX;
-    /// What Linux is told in a machine without a PCI bus.
-    const _: &str = layout::WITHOUT_PCI;
+    /// What Linux is told and finds in a machine without a PCI bus.
+    const _: NoPci = layout::WITHOUT_PCI;
 
     /// The kind of machine for a guest that starts so and takes this, unless one is asked for.
     const _: fn(Mode, Takes) -> Machine = Mode::machine;
@@ -134,6 +137,8 @@ mod contract {
     type Routes = fn(&VmFd, &[(u32, Message)]) -> Result<()>;
     /// What makes the vCPU leave the guest.
     const _: fn(&mut Vcpu) -> Kick = Vcpu::kick;
+    /// What KVM keeps of coalesced writes, where pages of the host have so many bytes.
+    const _: fn(&Vcpu, usize) -> Ring = Vcpu::ring;
     const fn runs<T: Run + Send>() {}
     const _: () = runs::<Vcpu>();
 

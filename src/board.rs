@@ -28,6 +28,15 @@ pub struct Pci {
     pub window: Region,
 }
 
+/// What Linux finds where a machine has no PCI bus.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoPci {
+    /// What its command line says of it.
+    pub cmdline: &'static str,
+    /// What belongs to that.
+    pub extras: &'static [(Extra, BusAddr)],
+}
+
 /// An interrupt that is a message: a write of `data` by `sender`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Message {
@@ -149,6 +158,11 @@ pub enum Extra {
     Cmos,
     /// ACPI's status and enable register for fixed events.
     FixedEvents,
+    /// A PCI configuration address, on a bus without devices, with a register within its ports.
+    PciAddress {
+        /// The register.
+        within: StopRegister,
+    },
     /// A frame of registers that makes edges on interrupt lines of what is written there: interrupts
     /// that are messages, for controllers that know none.
     MessageFrame {

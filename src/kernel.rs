@@ -48,11 +48,21 @@ pub struct Given<'a> {
     pub files: &'a [File],
 }
 
+/// Whether a word of a command line begins so.
+fn says(cmdline: &str, what: &str) -> bool {
+    cmdline.split_ascii_whitespace().any(|word| word.starts_with(what))
+}
+
+/// Whether an image is Linux whose user leaves it to us what it is told of PCI.
+pub fn linux_is_told_of_pci(takes: Takes, cmdline: &str) -> bool {
+    matches!(takes, Takes::Ramdisk { is_linux: true, .. }) && !says(cmdline, BUS)
+}
+
 impl Given<'_> {
     fn words_for_linux(&self) -> String {
-        let says = |what| self.cmdline.split_ascii_whitespace().any(|word| word.starts_with(what));
-        let bus = Some(self.bus).filter(|words| !words.is_empty() && !says(BUS));
-        [Some(&*self.console_for_linux(says(CONSOLE))), bus]
+        let bus = Some(self.bus).filter(|words| !words.is_empty() && !says(self.cmdline, BUS));
+        let is_elsewhere = says(self.cmdline, CONSOLE);
+        [Some(&*self.console_for_linux(is_elsewhere)), bus]
             .into_iter()
             .flatten()
             .collect::<Vec<_>>()
@@ -195,8 +205,8 @@ mod tests {
         ] {
             let given = Given { image: "", console, bus: "", cmdline, files: &[] };
             assert_eq!(given.words_for_linux(), expected);
-            let given = Given { bus: "pci=off", ..given };
-            assert_eq!(given.words_for_linux(), format!("{expected} pci=off"));
+            let given = Given { bus: "pci=conf1", ..given };
+            assert_eq!(given.words_for_linux(), format!("{expected} pci=conf1"));
             let cmdline = format!("{cmdline} pci=nomsi");
             let given = Given { cmdline: &cmdline, ..given };
             assert_eq!(given.words_for_linux(), expected);

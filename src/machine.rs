@@ -29,7 +29,7 @@ use crate::console::{Input, Nature, Output};
 use crate::devices::balloon::{Balloon, Figures};
 use crate::devices::console::{Console as VirtioConsole, Screen};
 use crate::gdb::Debugger;
-use crate::kernel::Given;
+use crate::kernel::{self, Given};
 use crate::memory::{GuestRam, RamRange, check_ranges};
 use crate::payload::cache::Cache;
 use crate::payload::image::{Image, Unpacking};
@@ -68,7 +68,7 @@ pub struct Machine {
     pub(crate) vcpus: Vec<arch::Vcpu>,
     _chips: arch::Chips,
     pub(crate) bus: Bus,
-    _vm: Arc<VmFd>,
+    pub(crate) vm: Arc<VmFd>,
     pub(crate) debugger: Option<Debugger>,
     pub(crate) ram: Arc<GuestRam>,
     pub(crate) output: Arc<Output>,
@@ -149,7 +149,6 @@ impl Machine {
         let wires = machine.has_platform().then(Vec::new);
         let mut devices = Devices { bus: Bus::default(), vm: &vm, ram: &ram, wires };
         let debug = config.debug_console;
-        devices.insert_all(machine, exit_register, debug, &output, &serial_input)?;
         let mut virtio = config.devices;
         if virtio_console {
             let console = VirtioConsole::new(output.clone(), input.clone(), screen.clone())?;
@@ -162,6 +161,10 @@ impl Machine {
         let by_image = if way.is_bare() { Carrier::Mmio } else { Carrier::Pci };
         let is_plain = config.is_only && way.is_bare() && virtio.is_empty();
         let pci = config.transport.unwrap_or(by_image) == Carrier::Pci && !virtio.is_empty();
+        if !pci && kernel::linux_is_told_of_pci(way.takes, &config.cmdline) {
+            devices.insert_extras(layout::WITHOUT_PCI.extras, &output, &serial_input)?;
+        }
+        devices.insert_all(machine, exit_register, debug, &output, &serial_input)?;
         let virtio = if pci {
             devices.insert_pci(virtio)?;
             devices.insert_extras(arch::pci_extras(&chips), &output, &serial_input)?;
@@ -180,7 +183,7 @@ impl Machine {
         let board = Board { cpus: config.cpus, ram: ranges, exit_register, virtio, pci };
         let (cmdline, files) = (&config.cmdline, &config.initrds);
         let console = config.console_device;
-        let words = if pci { "" } else { layout::WITHOUT_PCI };
+        let words = if pci { "" } else { layout::WITHOUT_PCI.cmdline };
         let given = Given { image: &config.name, console, bus: words, cmdline, files };
         let mut kernel = given.place(way.takes, &ram, &mut places)?;
         timeline.reached("load");
@@ -206,7 +209,7 @@ impl Machine {
         Ok(Self {
             vcpus,
             _chips: chips,
-            _vm: vm,
+            vm,
             debugger,
             ram,
             bus,

@@ -110,9 +110,8 @@ fn boots_to_a_shell(row: &Row) {
 }
 
 /// Exits to the program from a quiet kernel's first instruction to its first line from user space: a promise,
-/// since each costs some microseconds, and some hundreds in a host that is a guest itself. On x86-64 without a
-/// PCI bus half of them are the kernel's line that it has found none, which it shows however quiet it is.
-const QUIET_EXITS: u64 = if cfg!(target_arch = "x86_64") { 300 } else { 150 };
+/// since each costs some microseconds, and some hundreds in a host that is a guest itself.
+const QUIET_EXITS: u64 = 150;
 
 fn a_quiet_start_makes_few_exits() {
     let folder = folder();

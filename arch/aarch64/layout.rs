@@ -22,7 +22,7 @@
 //! ```
 
 use super::mode::Machine;
-use crate::board::{Extra, Pci, Seat, StopRegister};
+use crate::board::{Extra, NoPci, Pci, Seat, StopRegister};
 use crate::exit::BusAddr;
 use crate::layout_check::{Region, ascending_and_disjoint};
 use crate::memory::RamRange;
@@ -183,7 +183,7 @@ pub const CMDLINE_MAX: usize = 2047;
 
 /// What Linux is told in a machine without a PCI bus: nothing, as it looks for none but that of the device
 /// tree.
-pub const WITHOUT_PCI: &str = "";
+pub const WITHOUT_PCI: NoPci = NoPci { cmdline: "", extras: &[] };
 
 /// In one gigabyte-aligned window of 32 GiB with the kernel (Linux v6.12
 /// Documentation/arch/arm64/booting.rst); RAM begins at such an address or below it.

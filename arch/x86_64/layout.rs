@@ -18,7 +18,7 @@
 //! interrupt controllers (0x20, 0xa0, 0x4d0).
 
 use super::mode::Machine;
-use crate::board::{Does, Extra, Pci, Seat, StopRegister};
+use crate::board::{Does, Extra, NoPci, Pci, Seat, StopRegister};
 use crate::exit::BusAddr;
 use crate::layout_check::{Region, ascending_and_disjoint};
 use crate::memory::RamRange;
@@ -58,10 +58,23 @@ pub const PORTS: u64 = 1 << 16;
 pub const SLEEP_CONTROL: BusAddr = BusAddr::port(0x600);
 /// ACPI's PM1a control register, where QEMU's q35 has it.
 pub const PM1A_CONTROL: BusAddr = BusAddr::port(0x604);
+/// Where the PC has the address for its PCI configuration (PCI 3.0, 3.2.2.3.2), around the reset control.
+const PCI_ADDRESS: BusAddr = BusAddr::port(0xcf8);
 /// The chipset's reset control, and the value that resets all of it.
 pub const RESET_CONTROL: BusAddr = BusAddr::port(0xcf9);
 /// See [`RESET_CONTROL`].
 pub const RESET_VALUE: u8 = 0x6;
+
+/// Intel PCH data sheets, "Reset Control Register": RST_CPU (bit 2) resets.
+const RESET: StopRegister = StopRegister {
+    name: "reset control",
+    at: RESET_CONTROL,
+    len: 1,
+    mask: 0x4,
+    value: 0x4,
+    does: Does::Reset,
+    reads: 0,
+};
 
 /// The PC's registers that switch it off or reset it.
 pub const STOP_REGISTERS: &[StopRegister] = &[
@@ -98,16 +111,7 @@ pub const STOP_REGISTERS: &[StopRegister] = &[
         does: Does::PowerOff,
         reads: 0,
     },
-    // Intel PCH data sheets, "Reset Control Register": RST_CPU (bit 2) resets.
-    StopRegister {
-        name: "reset control",
-        at: RESET_CONTROL,
-        len: 1,
-        mask: 0x4,
-        value: 0x4,
-        does: Does::Reset,
-        reads: 0,
-    },
+    RESET,
 ];
 
 /// Start of the hole below 4 GiB that holds devices. Our choice: 1 GiB, room for PCI.
@@ -188,10 +192,14 @@ pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// `COMMAND_LINE_SIZE` of Linux on this architecture, less its zero byte.
 pub const CMDLINE_MAX: usize = 2047;
 
-/// What Linux is told in a machine without a PCI bus (Linux Documentation/admin-guide/kernel-parameters.txt,
-/// `pci=`). Else it looks through the bus by ports that nobody answers: 240 exits to the program at every
-/// start.
-pub const WITHOUT_PCI: &str = "pci=off";
+/// What Linux is told and finds in a machine without a PCI bus: the address register of one that has no
+/// devices, and that it need not look (Linux Documentation/admin-guide/kernel-parameters.txt, `pci=`). Without
+/// these words it looks through the bus, in 240 exits; without the register, or by `pci=off`, it complains
+/// that there is none, however quiet it was told to be, in 124.
+pub const WITHOUT_PCI: NoPci = NoPci {
+    cmdline: "pci=conf1,noearly",
+    extras: &[(Extra::PciAddress { within: RESET }, PCI_ADDRESS)],
+};
 
 /// Past the highest address of an initial RAM disk: what a bzImage's `initrd_addr_max` has said
 /// since protocol 2.03.

@@ -12,6 +12,7 @@ pub mod fixed_events;
 pub mod message_frame;
 pub mod net;
 pub mod panic_report;
+pub mod pci_address;
 pub mod pl011;
 #[cfg(test)]
 mod rig;

@@ -31,9 +31,11 @@ pub const LEN: u64 = 8;
 
 /// Receiver buffer; transmitter holding register when written. Divisor latch with `LCR_DLAB`.
 const RBR: u8 = 0;
-/// Interrupt enable, and its bit for received data. Divisor latch with `LCR_DLAB`.
+/// Interrupt enable, and its bits for received data and for an empty transmitter. Divisor latch with
+/// `LCR_DLAB`.
 const IER: u8 = 1;
 const IER_RDI: u8 = 1 << 0;
+const IER_THRI: u8 = 1 << 1;
 /// Interrupt identification: nothing pending, the transmitter is empty, data were received, and
 /// the bits that tell one from the other.
 const IIR: u8 = 2;
@@ -61,6 +63,12 @@ const FIFO_LEN: usize = 16;
 /// Our choice: looks at the receiver that find nothing after it was cleared. Drivers look a few
 /// times before they enable its interrupt; a guest that polls does not notice.
 const SILENCE: u8 = 32;
+
+/// Whether nothing depends on when a byte is sent, by what the registers hold: no interrupt waits for that, and
+/// the transmitter is in its place and on the line.
+pub fn is_polled(read: impl Fn(u8) -> u8) -> bool {
+    read(LCR) & LCR_DLAB == 0 && read(IER) & IER_THRI == 0 && read(MCR) & MCR_LOOP == 0
+}
 
 /// Bytes that the guest has sent, on their way to [`Output`].
 #[derive(Default)]

@@ -18,6 +18,7 @@ use crate::devices::exit_register::ExitRegister;
 use crate::devices::fixed_events::{self, FixedEvents};
 use crate::devices::message_frame::{self, MessageFrame};
 use crate::devices::panic_report::{self, PanicReport};
+use crate::devices::pci_address::{self, PciAddress};
 use crate::devices::pl011::{self, Pl011};
 use crate::devices::rtc::{self, Pl031};
 use crate::devices::serial::{self, Serial};
@@ -109,6 +110,10 @@ impl Devices<'_> {
         self.insert(layout::PANIC_REPORT, panic_report::LEN, "pvpanic", Box::new(PanicReport))?;
         self.insert_extras(layout::extras(machine), output, input)?;
         for register in layout::STOP_REGISTERS {
+            if self.bus.find(register.at, register.len as usize).is_some() {
+                // Within the ports of another device, which knows it.
+                continue;
+            }
             self.insert(register.at, register.len, register.name, Box::new(*register))?;
         }
         self.insert_asked(
@@ -146,6 +151,10 @@ impl Devices<'_> {
                 Extra::FixedEvents => {
                     let events = Box::new(FixedEvents::default());
                     self.insert(*at, fixed_events::LEN, "ACPI events", events)?;
+                }
+                Extra::PciAddress { within } => {
+                    let address = Box::new(PciAddress::new(*within, *at));
+                    self.insert(*at, pci_address::LEN, "PCI address", address)?;
                 }
                 Extra::MessageFrame { base, first, count } => {
                     let vm = self.vm.clone();

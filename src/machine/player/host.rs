@@ -14,6 +14,8 @@ use anyhow::Result;
 use rustix::fs::{OFlags, fcntl_setfl};
 
 use super::{Script, own_path};
+use crate::arch::layout;
+use crate::board::StopRegister;
 use crate::bus::Device;
 use crate::config::{Config, ConsoleDevice};
 use crate::console::Console;
@@ -29,6 +31,7 @@ use crate::devices::fixed_events::{self, FixedEvents};
 use crate::devices::message_frame::{self, MessageFrame};
 use crate::devices::net::link::Link;
 use crate::devices::net::{Mac, Net, passt, socket, tap, tun};
+use crate::devices::pci_address::{self, PciAddress};
 use crate::devices::pl011::{self, Pl011};
 use crate::devices::rtc::{self, Pl031};
 use crate::devices::serial::{self, Serial};
@@ -262,11 +265,15 @@ pub fn add_others(machine: &mut Machine) -> Result<()> {
     let serial = Serial::new(output.clone(), input.clone(), Irq::none());
     let cmos = Cmos::new(machine.ram.ranges());
     let frame = MessageFrame::new(0x8000, 64, 32, |_| {});
-    let others: [(u64, &'static str, Box<dyn Device>); 8] = [
+    let at = BusAddr::port(0);
+    let within = StopRegister { at, ..layout::STOP_REGISTERS[0] };
+    let address = PciAddress::new(within, at);
+    let others: [(u64, &'static str, Box<dyn Device>); 9] = [
         (pl011::LEN, "PL011", Box::new(uart)),
         (rtc::LEN, "PL031", Box::new(Pl031::default())),
         (cmos::LEN, "CMOS", Box::new(cmos)),
         (fixed_events::LEN, "ACPI events", Box::new(FixedEvents::default())),
+        (pci_address::LEN, "PCI address", Box::new(address)),
         (message_frame::LEN, "message frame", Box::new(frame)),
         (serial::LEN, "serial port", Box::new(serial)),
         (8, "debug console", Box::new(debug(Shown::Bytes))),
