@@ -5,8 +5,14 @@
 //!
 //! Source: KVM API (Linux Documentation/virt/kvm/api.rst), "The kvm_run structure".
 
+use std::mem::offset_of;
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use anyhow::{Context, Result};
-use kvm_bindings::{kvm_run, kvm_run__bindgen_ty_1};
+use kvm_bindings::{
+    KVM_COALESCED_MMIO_PAGE_OFFSET, kvm_coalesced_mmio, kvm_coalesced_mmio_ring, kvm_run,
+    kvm_run__bindgen_ty_1,
+};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::exits;
@@ -63,6 +69,13 @@ impl RunPage {
         unsafe { Kick::new(immediate_exit) }
     }
 
+    /// The ring of the VM's coalesced writes, which lies behind the page; hosts have pages of `page` bytes.
+    pub fn ring(self, page: usize) -> Ring {
+        let start = self.0.wrapping_byte_add(KVM_COALESCED_MMIO_PAGE_OFFSET as usize * page);
+        let len = page - size_of::<kvm_coalesced_mmio_ring>();
+        Ring { ring: start.cast(), capacity: len / size_of::<kvm_coalesced_mmio>() }
+    }
+
     /// Decodes what the architecture has no meaning of its own for.
     pub fn decode<'a>(self, result: Result<VcpuExit<'a>, kvm_ioctls::Error>) -> Result<Exit<'a>> {
         Ok(match result {
@@ -89,5 +102,61 @@ impl RunPage {
                 _ => return Err(error).context("run a vCPU"),
             },
         })
+    }
+}
+
+/// Bytes that KVM keeps of coalesced writes (KVM API, "The kvm_run structure": a ring whose `last` is KVM's
+/// and whose `first` is ours, one entry always free). All of a VM's vCPUs share one. Only read once KVM has said
+/// that it has one, and while there is a vCPU.
+pub struct Ring {
+    ring: *mut kvm_coalesced_mmio_ring,
+    /// Entries.
+    capacity: usize,
+}
+
+// SAFETY: the ring is not a thread's: KVM adds to it from any vCPU's, and who takes has it to itself.
+unsafe impl Send for Ring {}
+
+impl Ring {
+    /// The most that it ever holds.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    fn first(&self) -> &AtomicU32 {
+        // SAFETY: the ring is mapped as long as the vCPU lives, aligned as a page is.
+        let first = unsafe { &raw mut (*self.ring).first };
+        // SAFETY: as above; KVM only reads it, and we only by this.
+        unsafe { AtomicU32::from_ptr(first) }
+    }
+
+    fn last(&self) -> &AtomicU32 {
+        // SAFETY: the ring is mapped as long as the vCPU lives, aligned as a page is.
+        let last = unsafe { &raw mut (*self.ring).last };
+        // SAFETY: as above; KVM writes it at once, as a whole.
+        unsafe { AtomicU32::from_ptr(last) }
+    }
+
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.first().load(Ordering::Relaxed) == self.last().load(Ordering::Acquire)
+    }
+
+    /// The oldest write's first byte, which makes room.
+    pub fn pop(&mut self) -> Option<u8> {
+        if self.is_empty() {
+            return None;
+        }
+        // Nobody but us writes it.
+        let first = self.first().load(Ordering::Relaxed) as usize % self.capacity;
+        // SAFETY: the entries begin where the ring's head ends.
+        let entries =
+            unsafe { (&raw const (*self.ring).coalesced_mmio).cast::<kvm_coalesced_mmio>() };
+        let entry = entries.wrapping_add(first).cast::<u8>();
+        let byte = entry.wrapping_add(offset_of!(kvm_coalesced_mmio, data));
+        // SAFETY: within the ring's page; KVM had written it before it moved `last`.
+        let byte = unsafe { byte.read() };
+        self.first().store(((first + 1) % self.capacity) as u32, Ordering::Release);
+        Some(byte)
     }
 }

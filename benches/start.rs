@@ -8,7 +8,7 @@
 mod common;
 
 use std::fs;
-use std::io::{Error, Read};
+use std::io::{self, Error, Read};
 use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -24,6 +24,9 @@ const OWN: &str = env!("CARGO_BIN_EXE_bivisor");
 
 /// Exits of which the time is measured.
 const EXITS: u64 = 100_000;
+
+/// Bytes that the guest `burst` prints.
+const BURST: u64 = 1600 * 64 + 4;
 
 /// Guests at once. Our choice, with what each has.
 const CROWD: usize = 100;
@@ -70,6 +73,7 @@ fn run(command: &mut Command) -> Times {
     let mut bytes = [0; 64];
     let _ = output.read(&mut bytes).expect("read what it shows");
     let first_output = millis(began.elapsed());
+    io::copy(&mut output, &mut io::sink()).expect("read what it shows");
     let cpu = millis(end(&child));
     Times { first_output, end: millis(began.elapsed()), cpu }
 }
@@ -158,6 +162,23 @@ fn exits(folder: &Path) {
     measure.tell();
 }
 
+/// Output byte by byte, of which the floor makes an exit each.
+fn output(folder: &Path) {
+    let image = image(folder, "burst");
+    let own = format!("run {image} --expect done --memory 32M");
+    let mut candidates = [
+        Candidate::new("floor", floor(), &format!("burst {BURST}")),
+        Candidate::new("bivisor", OWN, &own),
+    ];
+    in_turn(&mut candidates, rounds(100).div_ceil(5));
+    let mut measure =
+        Measure::new("console output, byte by byte", "thousand bytes per second", false);
+    for candidate in &candidates {
+        measure.add(&candidate.name, candidate.values(|times| BURST as f64 / times.end));
+    }
+    measure.tell();
+}
+
 /// What a start takes with more of something.
 fn growth(folder: &Path, name: &str, option: &str, values: &[&str]) {
     let image = image(folder, "poweroff");
@@ -239,6 +260,7 @@ fn main() {
     let folder = folder.path();
     hello();
     exits(folder);
+    output(folder);
     growth(folder, "start to end with so many vCPUs", "--cpus", &["1", "2", "8", "32"]);
     growth(folder, "start to end with so much memory", "--memory", &["128M", "1G", "3G"]);
     crowd(folder);

@@ -16,7 +16,7 @@ use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 
 const RAM_LEN: usize = 32 << 20;
 
-/// Bytes of output, at the most.
+/// Bytes of output that are written together.
 const SHOWN_LEN: usize = 64;
 
 #[cfg(target_arch = "x86_64")]
@@ -69,6 +69,11 @@ fn written(exit: VcpuExit<'_>) -> (u64, &[u8]) {
     }
 }
 
+fn show(bytes: &[u8]) {
+    // SAFETY: pointer and length are those of one slice.
+    unsafe { libc::write(1, bytes.as_ptr().cast(), bytes.len()) };
+}
+
 /// The arguments: the guest's image, and how many exits it may make.
 ///
 /// # Safety
@@ -118,16 +123,21 @@ extern "C" fn main(count: c_int, arguments: *const *const c_char) -> c_int {
         let (place, bytes) = written(vcpu.run().expect("run the vCPU"));
         match place {
             machine::CONSOLE => {
-                shown[len..len + bytes.len()].copy_from_slice(bytes);
-                len += bytes.len();
+                for byte in bytes {
+                    shown[len] = *byte;
+                    len += 1;
+                    if len == SHOWN_LEN {
+                        show(&shown);
+                        len = 0;
+                    }
+                }
             }
             machine::EXIT => break,
             _ => {}
         }
     }
     if len > 0 {
-        // SAFETY: pointer and length are those of one array.
-        unsafe { libc::write(1, shown.as_ptr().cast(), len) };
+        show(&shown[..len]);
     }
     // SAFETY: ends the process, and with it all that it has.
     unsafe { libc::_exit(0) }

@@ -20,8 +20,9 @@ use anyhow::Context;
 use vmm_sys_util::eventfd::EventFd;
 
 use self::wait::{Stall, Wait};
-use crate::arch::Vcpu;
+use crate::arch::{Vcpu, layout};
 use crate::bell::Bell;
+use crate::coalesced::Coalesced;
 use crate::console::PATIENCE;
 use crate::debug::Trap;
 use crate::exit::{Crash, Stop};
@@ -32,8 +33,8 @@ use crate::machine::Machine;
 use crate::outcome::{CpuReport, Outcome};
 use crate::run::{Hold, Run, Shared, run_until_stop};
 use crate::sandbox::{Crew, Kind, Sandbox, refused};
-use crate::sys;
 use crate::trace::Summary;
+use crate::{own_code, sys};
 
 /// Signals that end a guest.
 const ENDING_SIGNALS: [libc::c_int; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
@@ -109,12 +110,18 @@ impl Machine {
             None
         });
         let progress = AtomicU64::new(0);
+        let kicks: Vec<Kick> = self.vcpus.iter_mut().map(Vcpu::kick).collect();
+        let coalesced = self.may_coalesce().then(|| {
+            let ring = self.vcpus[0].ring(sys::page_size() as usize);
+            Coalesced::new(&self.vm, ring, layout::CONSOLE, &self.wake)
+        });
         let shared = Shared {
             bus: &self.bus,
             stopping: &self.stopping,
             trace: self.trace.as_ref(),
             exit_limit: self.exit_limit.take(),
             progress: self.no_progress.is_some().then_some(&progress),
+            coalesced: coalesced.as_ref(),
         };
         let crew = Crew::new(self.wake.clone());
         let alone = self.may_be_alone();
@@ -129,7 +136,6 @@ impl Machine {
             entered.map_err(|error| ending.end(Stop::Failed(error), None)).is_ok()
         };
         let mut journals = vec![Journal::new(self.bus.len()); self.vcpus.len()];
-        let kicks: Vec<Kick> = self.vcpus.iter_mut().map(Vcpu::kick).collect();
         let running = AtomicUsize::new(self.vcpus.len());
         let run_vcpu = |index, vcpu: &mut Vcpu, journal: &mut Journal, hold: Hold<'_, Vcpu>| {
             let stop = run_until_stop(vcpu, index, &shared, journal, hold);
@@ -156,6 +162,7 @@ impl Machine {
             debugger: debugger.as_ref(),
             screen: self.screen.as_deref(),
             balloon: self.balloon.as_deref(),
+            coalesced: coalesced.as_ref(),
         };
         let look_after = || {
             let deadline = self.timeout.map(|timeout| (began + timeout, timeout));
@@ -194,6 +201,7 @@ impl Machine {
                     let spawned = builder("event loop".into()).spawn_scoped(scope, body);
                     let is_looked_after = unless_failed("the event loop".into(), spawned.err());
                     if is_looked_after {
+                        own_code::give_back_stack();
                         run_vcpu(0, &mut self.vcpus[0], &mut journals[0], None);
                     }
                     leave();
@@ -294,6 +302,11 @@ impl Machine {
     fn may_be_alone(&self) -> bool {
         let beside = self.debugger.is_some() || self.trace.is_some() || self.screen.is_some();
         self.is_plain && self.vcpus.len() == 1 && !beside && self.catch_signals
+    }
+
+    /// Whether nobody minds when exactly the console's bytes leave the guest.
+    fn may_coalesce(&self) -> bool {
+        self.trace.is_none() && self.exit_limit.is_none() && self.debugger.is_none()
     }
 
     /// What every vCPU looks like; one whose state KVM does not tell is left out.

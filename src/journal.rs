@@ -176,6 +176,11 @@ impl Journal {
         self.count(access.kind);
         let nothing = self.counts.devices.len() - 1;
         self.counts.devices[index.unwrap_or(nothing)] += 1;
+        self.keep(access);
+    }
+
+    /// Keeps an access among the last ones, be it an exit or not.
+    pub fn keep(&mut self, access: Access) {
         // A guest that polls would push everything else out.
         match &mut self.last[self.next.wrapping_sub(1) % LAST] {
             Some((last, times)) if *last == access => *times += 1,

@@ -44,6 +44,11 @@ impl Kick {
     /// thread has noticed: a signal that comes just before such a call is lost.
     pub fn kick(&self) {
         self.hold_off();
+        self.nudge();
+    }
+
+    /// Makes the vCPU leave the guest if it is there, and enter it again. To be repeated if it matters.
+    pub fn nudge(&self) {
         let thread = self.thread.load(Ordering::Acquire);
         if thread != 0 {
             sys::signal_thread(thread, SIGRTMIN());

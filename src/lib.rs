@@ -15,7 +15,8 @@
 //! - [`event_loop`]: its threads, and what ends it; [`kick`]: makes a vCPU leave the guest; `bell`: when
 //!   a vCPU without an event loop needs one; `own_code`: gives back what was needed only to start
 //! - [`gdb`]: a debugger at the guest; [`debug`]: the vocabulary that it speaks with architectures
-//! - [`run`]: the run loop of one vCPU; [`exit`]: the vocabulary that it speaks
+//! - [`run`]: the run loop of one vCPU; [`exit`]: the vocabulary that it speaks; [`coalesced`]: the console's
+//!   bytes that cost no exit
 //! - [`bus`]: addresses to devices; [`devices`]; [`irq`]: their interrupt lines
 //! - [`virtio`]: devices that share rings with their drivers; [`pieces`]: the buffers of these
 //! - [`pci`]: the bus that can carry them; [`messages`]: interrupts without a line
@@ -49,6 +50,7 @@ pub mod board;
 pub mod bound_socket;
 pub mod bus;
 pub mod child;
+pub mod coalesced;
 pub mod config;
 pub mod console;
 pub mod debug;

@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 
 use crate::bell;
 use crate::bus::Bus;
+use crate::coalesced::Coalesced;
 use crate::debug::Trap;
 use crate::exit::{BusAddr, CpuState, Exit, Stop};
 use crate::journal::{Access, Journal, Kind};
@@ -39,6 +40,8 @@ pub struct Shared<'a> {
     pub exit_limit: Option<(AtomicU64, u64)>,
     /// Device accesses so far, where somebody watches for progress.
     pub progress: Option<&'a AtomicU64>,
+    /// Writes that don't leave the guest, where there can be some.
+    pub coalesced: Option<&'a Coalesced<'a>>,
 }
 
 impl Shared<'_> {
@@ -62,11 +65,24 @@ impl Shared<'_> {
         if let Some(progress) = self.progress {
             progress.fetch_add(1, Ordering::Relaxed);
         }
+        if self.coalesced.is_some_and(|coalesced| coalesced.see(&access, self.bus)) {
+            self.take_coalesced(journal)?;
+        }
         if let Some((left, limit)) = &self.exit_limit {
             // The last one that is allowed is carried out and then ends the guest.
             if left.fetch_sub(1, Ordering::Relaxed) <= 1 {
                 return ControlFlow::Break(Stop::ExitLimit(*limit));
             }
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Carries out what the guest had written before it left.
+    fn take_coalesced(&self, journal: &mut Journal) -> ControlFlow<Stop> {
+        let Some(coalesced) = self.coalesced else { return ControlFlow::Continue(()) };
+        let count = coalesced.take(self.bus, journal)?;
+        if let Some(progress) = self.progress {
+            progress.fetch_add(count as u64, Ordering::Relaxed);
         }
         ControlFlow::Continue(())
     }
@@ -134,7 +150,10 @@ pub fn run_until_stop<V: Run>(
         hold(vcpu, None);
     }
     while !shared.stopping.load(Ordering::Acquire) && !bell::has_rung() {
-        let flow = match vcpu.run() {
+        let exit = vcpu.run();
+        let before = shared.take_coalesced(journal);
+        let flow = match exit {
+            _ if before.is_break() => before,
             Ok(Exit::Write { at, width, data }) => shared.write(index, at, width, data, journal),
             Ok(Exit::Read { at, width, data }) => shared.read(index, at, width, data, journal),
             Ok(left @ (Exit::Interrupted | Exit::Trap(_))) => {
@@ -246,6 +265,7 @@ mod tests {
             trace: None,
             exit_limit: limit.map(|limit| (AtomicU64::new(limit), limit)),
             progress: None,
+            coalesced: None,
         };
         let stop = run_until_stop(&mut vcpu, 0, &shared, &mut journal, None);
         let log = log.lock().unwrap().clone();
@@ -304,8 +324,9 @@ mod tests {
         let mut vcpu = Script { steps: steps.into(), buffer: vec![], log: Arc::default() };
         let bus = Bus::default();
         let stopping = AtomicBool::new(false);
-        let (trace, exit_limit, progress) = (None, None, None);
-        let shared = Shared { bus: &bus, stopping: &stopping, trace, exit_limit, progress };
+        let (trace, exit_limit, progress, coalesced) = (None, None, None, None);
+        let shared =
+            Shared { bus: &bus, stopping: &stopping, trace, exit_limit, progress, coalesced };
         let held = Mutex::new(Vec::new());
         let hold = |vcpu: &mut Script, trap| held.lock().unwrap().push((vcpu.steps.len(), trap));
         let stop = run_until_stop(&mut vcpu, 0, &shared, &mut Journal::new(0), Some(&hold));
@@ -318,8 +339,9 @@ mod tests {
         let bus = Bus::default();
         let mut vcpu = Script { steps: VecDeque::new(), buffer: vec![], log: Arc::default() };
         let stopping = AtomicBool::new(true);
-        let (trace, exit_limit, progress) = (None, None, None);
-        let shared = Shared { bus: &bus, stopping: &stopping, trace, exit_limit, progress };
+        let (trace, exit_limit, progress, coalesced) = (None, None, None, None);
+        let shared =
+            Shared { bus: &bus, stopping: &stopping, trace, exit_limit, progress, coalesced };
         assert!(run_until_stop(&mut vcpu, 0, &shared, &mut Journal::new(0), None).is_none());
     }
 }

@@ -196,6 +196,15 @@ const ROWS: &[Row] = &[
         cause: "exit-limit",
         ..OTHER_END
     },
+    Row {
+        name: "burst_prints_its_first_line",
+        guest: "burst",
+        change: &[("--expect done", "--max-exits 64")],
+        stdout: "0123456789:;<=>?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[\\]^_`abcdefghijklmn\n",
+        status: 124,
+        cause: "exit-limit",
+        ..OTHER_END
+    },
     Row { name: "crash_is_a_crash", guest: "crash", status: 123, cause: "crash", ..OTHER_END },
     Row { name: "reset_is_a_reset", guest: "reset", status: 120, cause: "reset", ..OTHER_END },
     Row { name: "poweroff_is_a_power_off", guest: "poweroff", cause: "power-off", ..OTHER_END },

@@ -25,7 +25,7 @@ use super::mode::{Machine, Mode, PSTATE_EL1H, SCTLR_M, mode_name};
 use super::registers::{self, Register, x};
 use super::{debug, layout, vectors};
 use crate::arch::new_vm;
-use crate::arch::run_page::RunPage;
+use crate::arch::run_page::{Ring, RunPage};
 use crate::board::{Board, Extra, Finding, Start};
 use crate::exit::{BusAddr, CpuState, Crash, Exit, Stop};
 use crate::kick::Kick;
@@ -258,6 +258,11 @@ impl Vcpu {
     /// What makes this vCPU leave the guest.
     pub fn kick(&mut self) -> Kick {
         self.page.kick()
+    }
+
+    /// The ring of coalesced writes.
+    pub fn ring(&self, page: usize) -> Ring {
+        self.page.ring(page)
     }
 
     /// The register with this id, of 64 bits.

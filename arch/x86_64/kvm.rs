@@ -23,7 +23,7 @@ use super::registers::{GENERAL, RFLAGS, RIP, Register};
 use super::{cpuid, debug, layout};
 use crate::arch::new_vm;
 use crate::arch::routes::{message_route, set_routes};
-use crate::arch::run_page::RunPage;
+use crate::arch::run_page::{Ring, RunPage};
 use crate::board::{Board, Extra, Finding, Message, Start};
 use crate::exit::{BusAddr, CpuState, Crash, Exit, Stop};
 use crate::kick::Kick;
@@ -223,6 +223,11 @@ impl Vcpu {
     /// What makes this vCPU leave the guest.
     pub fn kick(&mut self) -> Kick {
         self.page.kick()
+    }
+
+    /// The ring of coalesced writes.
+    pub fn ring(&self, page: usize) -> Ring {
+        self.page.ring(page)
     }
 }
 

@@ -13,6 +13,7 @@ crate::guests::embed! { "machine.inc":
     spin "spin.S"
     sleep "sleep.S"
     exits "exits.S"
+    burst "burst.S"
     smp "smp.S"
     pci "pci.S"
     disk "disk.S"

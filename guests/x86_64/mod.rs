@@ -14,6 +14,7 @@ crate::guests::embed! { "machine.inc":
     spin "spin.S"
     sleep "sleep.S"
     exits "exits.S"
+    burst "burst.S"
     smp "smp.S"
     pci "pci.S"
     disk "disk.S"

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{Ending, PAUSING_SIGNALS};
+use crate::coalesced::{Coalesced, LOOK};
 use crate::console::{Output, PATIENCE};
 use crate::devices::balloon::Figures;
 use crate::devices::console::Screen;
@@ -68,6 +69,7 @@ pub struct Wait<'a> {
     pub debugger: Option<&'a Debugger>,
     pub screen: Option<&'a Screen>,
     pub balloon: Option<&'a Figures>,
+    pub coalesced: Option<&'a Coalesced<'a>>,
 }
 
 impl Wait<'_> {
@@ -84,6 +86,7 @@ impl Wait<'_> {
         let mut flush_at = self.output.waiting().map(|_| Instant::now());
         let mut impatient = false;
         let mut settled_at = Some(Instant::now() + SETTLING);
+        let mut look_at = None;
         loop {
             let now = Instant::now();
             let alive = self.running.load(Ordering::Acquire) > 0;
@@ -98,6 +101,8 @@ impl Wait<'_> {
             if !alive && waiting.is_none() {
                 return;
             }
+            let coalesced = self.coalesced.filter(|coalesced| coalesced.is_on());
+            look_at = coalesced.and(look_at.or(Some(now + LOOK)));
 
             // poll(2) passes over negative descriptors.
             let entry = |fd: Option<RawFd>, events| libc::pollfd {
@@ -117,6 +122,7 @@ impl Wait<'_> {
                 (over && alive).then_some(now + KICK_AGAIN),
                 (impatient && !alive).then_some(now),
                 settled_at.filter(|_| !over),
+                look_at.filter(|_| !over),
             ];
             let timeout =
                 until.into_iter().flatten().min().map(|at| at.saturating_duration_since(now));
@@ -127,7 +133,13 @@ impl Wait<'_> {
             }
 
             if settled_at.take_if(|at| *at <= Instant::now()).is_some() {
+                own_code::give_back_stack();
                 own_code::give_back();
+            }
+            if let Some(coalesced) = coalesced
+                && look_at.take_if(|at| *at <= Instant::now()).is_some()
+            {
+                coalesced.look(&self.kicks[0]);
             }
             let [woken, signalled, writable] = fds.map(|fd| fd.revents != 0);
             if woken {

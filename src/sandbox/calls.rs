@@ -145,7 +145,8 @@ const LINE: Rules = &[("ioctl", &request(0xae61))];
 const TAP: Rules = &[("ioctl", &request(0x54d0)), ("ioctl", &request(0x54d9))];
 
 /// KVM_RUN; what a guest moves or sets up on its buses: KVM_SET_GSI_ROUTING, KVM_IRQFD, KVM_IOEVENTFD,
-/// KVM_SIGNAL_MSI; FIONBIO.
+/// KVM_SIGNAL_MSI; FIONBIO; for coalesced writes KVM_CHECK_EXTENSION, KVM_REGISTER_COALESCED_MMIO and
+/// KVM_UNREGISTER_COALESCED_MMIO.
 const VCPU: Rules = &[
     ("ioctl", &request(0xae80)),
     ("ioctl", &request(0xae6a)),
@@ -153,6 +154,9 @@ const VCPU: Rules = &[
     ("ioctl", &request(0xae79)),
     ("ioctl", &request(0xaea5)),
     ("ioctl", &request(0x5421)),
+    ("ioctl", &request(0xae03)),
+    ("ioctl", &request(0xae67)),
+    ("ioctl", &request(0xae68)),
 ];
 
 const BLOCK: Rules = &[

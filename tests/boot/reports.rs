@@ -18,6 +18,7 @@ pub fn trials() -> Vec<Trial> {
         the_last_exits_are_shown_in_words, kvm;
         a_trace_has_a_line_for_each_exit, kvm;
         a_verdict_on_stdout_comes_after_the_guest_s_output, kvm;
+        a_burst_of_output_leaves_the_guest_seldom, kvm;
     ]
 }
 
@@ -33,6 +34,20 @@ fn run_with_verdict(name: &str, more: &str) -> (Ran, Value) {
 fn hello_takes_one_exit_a_byte_and_one_to_end() {
     let (ran, verdict) = run_with_verdict("hello", "");
     assert_eq!(verdict["exits"]["total"], ran.stdout.len() + 1, "{verdict}");
+}
+
+/// What KVM keeps of it is neither lost nor late: nothing else would show the last word. At first each byte is
+/// an exit, for as many as a host can make in that time.
+fn a_burst_of_output_leaves_the_guest_seldom() {
+    let (ran, verdict) = run_with_verdict("burst", "--no-progress 20s");
+    let line: String = (b'0'..).map(char::from).take(63).chain(['\n']).collect();
+    assert_eq!((ran.status, ran.text()), (0, line.repeat(1600) + "done"), "{verdict}");
+    let exits = verdict["exits"]["total"].as_u64().expect("it counts exits");
+    println!("{exits} exits for {} bytes: {}", ran.stdout.len(), verdict["exits"]);
+    assert!(exits < ran.stdout.len() as u64 / 2, "{verdict}");
+    // Where each access is counted, each leaves the guest.
+    let (ran, verdict) = run_with_verdict("burst", "--max-exits 5000");
+    assert_eq!((ran.status, ran.stdout.len()), (124, 5000), "{verdict}");
 }
 
 /// Every vCPU is in `verdict`, with where it was and what its registers were.
