@@ -150,6 +150,7 @@ impl<'a> Coalesced<'a> {
             return;
         }
         self.quiet.store(0, Ordering::Relaxed);
+        self.over.store(false, Ordering::Release);
         // A full counter (EAGAIN) wakes as well as a write to it.
         let _ = self.wake.write(1);
     }
