@@ -14,8 +14,7 @@ use anyhow::Result;
 use rustix::fs::{OFlags, fcntl_setfl};
 
 use super::{Script, own_path};
-use crate::arch::layout;
-use crate::board::StopRegister;
+use crate::board::{Does, StopRegister};
 use crate::bus::Device;
 use crate::config::{Config, ConsoleDevice};
 use crate::console::Console;
@@ -266,7 +265,8 @@ pub fn add_others(machine: &mut Machine) -> Result<()> {
     let cmos = Cmos::new(machine.ram.ranges());
     let frame = MessageFrame::new(0x8000, 64, 32, |_| {});
     let at = BusAddr::port(0);
-    let within = StopRegister { at, ..layout::STOP_REGISTERS[0] };
+    let (name, does) = ("reset control", Does::Reset);
+    let within = StopRegister { name, at, len: 1, mask: 4, value: 4, does, reads: 0 };
     let address = PciAddress::new(within, at);
     let others: [(u64, &'static str, Box<dyn Device>); 9] = [
         (pl011::LEN, "PL011", Box::new(uart)),
