@@ -170,7 +170,7 @@ fn output(folder: &Path) {
         Candidate::new("floor", floor(), &format!("burst {BURST}")),
         Candidate::new("bivisor", OWN, &own),
     ];
-    in_turn(&mut candidates, rounds(100).div_ceil(5));
+    in_turn(&mut candidates, rounds(100).div_ceil(10));
     let mut measure =
         Measure::new("console output, byte by byte", "thousand bytes per second", false);
     for candidate in &candidates {
