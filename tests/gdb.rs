@@ -2,26 +2,27 @@
 
 mod common;
 
+#[path = "gdb/addresses.rs"]
+mod addresses;
 #[path = "gdb/pauses.rs"]
 mod pauses;
 #[path = "gdb/registers.rs"]
 mod registers;
 
-use std::fs;
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::TcpStream;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use addresses::{a_port_will_do, what_is_wrong_with_the_address_is_named};
 use common::{
     MACHINE, Ran, bivisor, cases, finding, folder, guest, guest_file, hardware_breakpoints, kvm,
     wait,
 };
 use pauses::{
-    hostile_46_a_guest_is_stopped_and_let_go_at_any_moment,
+    ctrl_c_stops_a_guest_and_kill_ends_it, hostile_46_a_guest_is_stopped_and_let_go_at_any_moment,
     what_is_said_out_of_turn_changes_nothing,
 };
 use registers::vector_registers_are_read_and_written_whatever_features_there_are;
@@ -309,21 +310,6 @@ fn each_cpu_is_a_thread() {
     assert_end(&debugged.end(), 0, "cpu 0\ncpu 1\ncpu 2\ncpu 3\n");
 }
 
-fn ctrl_c_stops_a_guest_and_kill_ends_it() {
-    let debugged = Debugged::new("spin", "");
-    let mut gdb = debugged.connect();
-    for _ in 0..3 {
-        gdb.send("vCont;c");
-        thread::sleep(Duration::from_millis(50));
-        gdb.0.write_all(INTERRUPT).unwrap();
-        let stop = gdb.receive();
-        assert!(stop.starts_with("S02"), "{stop}");
-        gdb.pc();
-    }
-    gdb.send("k");
-    assert_end(&debugged.end(), 137, "");
-}
-
 fn a_guest_goes_on_when_gdb_is_gone_and_another_may_come() {
     let debugged = Debugged::new("hello", "");
     drop(debugged.connect());
@@ -369,48 +355,6 @@ fn no_progress_counts_only_while_it_runs() {
     let ran = debugged.end();
     assert!(ran.stderr.contains("300ms (--no-progress)"), "{ran:?}");
     assert_end(&ran, 124, "");
-}
-
-fn a_port_will_do() {
-    let folder = folder();
-    let run = bivisor("run").arg(guest_file(&folder, "hello")).words("--gdb tcp:0");
-    let mut command = run.command;
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stderr.take().unwrap()).read_line(&mut line).unwrap();
-    let at = line.split("on tcp:").nth(1).and_then(|rest| rest.split(": ").next());
-    let at = at.unwrap_or_else(|| panic!("{line}"));
-    assert!(at.starts_with("127.0.0.1:"), "{line}");
-    let mut gdb = Gdb(Box::new(TcpStream::connect(at).unwrap()));
-    assert_eq!(gdb.pc(), MACHINE.hello);
-    assert_eq!(gdb.ask("vCont;c"), "W00");
-    assert_eq!(wait(&mut child, PATIENCE), Some(0));
-}
-
-fn what_is_wrong_with_the_address_is_named() {
-    let folder = folder();
-    let image = guest_file(&folder, "hello");
-    let (stale, file) = (folder.path().join("stale"), folder.path().join("file"));
-    drop(UnixListener::bind(&stale).unwrap());
-    fs::write(&file, "mine").unwrap();
-    for (address, named) in [
-        ("tcp".into(), "'tcp' for '--gdb"),
-        ("tcp:".into(), "port is not a number"),
-        ("tcp:70000".into(), "port is not a number"),
-        ("tcp::1234".into(), "host is missing"),
-        ("unix:".into(), "not tcp:PORT"),
-        ("1234".into(), "not tcp:PORT"),
-        ("tcp:192.0.2.1:1".into(), "--gdb tcp:192.0.2.1:1: "),
-        ("unix:/no/such/folder/gdb".into(), "--gdb unix:/no/such/folder/gdb: No such file"),
-        (format!("unix:{}", stale.display()), "stale: a socket is there already: remove it"),
-        (format!("unix:{}", file.display()), "file: something is there already: choose another"),
-    ] {
-        let ran = bivisor("run").arg(&image).arg("--gdb").arg(&address).finish();
-        assert_eq!((ran.status, ran.stderr.lines().count()), (125, 1), "{ran:?}");
-        assert!(ran.stderr.contains(named), "{named}: {ran:?}");
-    }
-    assert!(stale.exists() && fs::read(&file).unwrap() == b"mine");
 }
 
 /// They also do so where it reads and writes.

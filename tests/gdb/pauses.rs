@@ -1,10 +1,11 @@
-//! HOSTILE 46: guests that are stopped and let go again at any moment, faster than anybody types.
+//! Guests that are stopped and let go again, at any moment and faster than anybody types (HOSTILE 46), or spoken
+//! to while they run.
 
 use std::thread;
 use std::time::Duration;
 
 use super::common::emulated;
-use super::{Debugged, INTERRUPT};
+use super::{Debugged, INTERRUPT, assert_end};
 
 /// Our choice: seconds natively, and a sample where each stop takes some milliseconds.
 fn rounds() -> u64 {
@@ -41,6 +42,21 @@ fn stop_and_go(name: &str) {
     }
     gdb.send("k");
     assert_eq!(debugged.end().status, 137, "{name}");
+}
+
+pub fn ctrl_c_stops_a_guest_and_kill_ends_it() {
+    let debugged = Debugged::new("spin", "");
+    let mut gdb = debugged.connect();
+    for _ in 0..3 {
+        gdb.send("vCont;c");
+        thread::sleep(Duration::from_millis(50));
+        gdb.0.write_all(INTERRUPT).unwrap();
+        let stop = gdb.receive();
+        assert!(stop.starts_with("S02"), "{stop}");
+        gdb.pc();
+    }
+    gdb.send("k");
+    assert_end(&debugged.end(), 137, "");
 }
 
 /// gdb waits for the guest to stop before it says more. What says more all the same may not end the guest, nor
