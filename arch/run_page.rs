@@ -149,7 +149,7 @@ impl Ring {
         }
         // Nobody but us writes it.
         let first = self.first().load(Ordering::Relaxed) as usize % self.capacity;
-        // SAFETY: the entries begin where the ring's head ends.
+        // SAFETY: the ring is mapped as long as the vCPU lives; no reference is made.
         let entries =
             unsafe { (&raw const (*self.ring).coalesced_mmio).cast::<kvm_coalesced_mmio>() };
         let entry = entries.wrapping_add(first).cast::<u8>();

@@ -52,21 +52,30 @@ fn give_back_heap(page: usize) {
     }
 }
 
-/// Gives back what the main thread's stack held, if this is that thread: nothing else lies below the stack as
-/// far as it may grow.
+/// Gives back what the main thread's stack held, if this runs on it.
 #[inline(never)]
 pub fn give_back_stack() {
     /// Our choice: room for this function and what it calls.
     const KEPT: usize = 16 << 10;
     /// Our choice: more than a start takes.
     const GIVEN: usize = 256 << 10;
-    if cfg!(debug_assertions) || crate::sys::thread_id() != std::process::id() as i32 {
+    /// So far below the first byte of that stack nothing else is ever mapped (Linux v6.12 mm/util.c,
+    /// `mmap_base`: 128 MiB), less what is given back.
+    const OWN: usize = 64 << 20;
+    if cfg!(debug_assertions) {
         return;
     }
     let page = crate::sys::page_size() as usize;
     let here = 0u8;
-    let start = (&raw const here).map_addr(|addr| (addr - KEPT - GIVEN) & !(page - 1));
-    // SAFETY: below the stack pointer there is nothing alive, and nothing mapped but the stack. It is only
-    // advice, also for what is not mapped.
+    let here = &raw const here;
+    // SAFETY: asks for a number that the kernel has given the process.
+    let top = unsafe { libc::getauxval(libc::AT_RANDOM) } as usize;
+    // The kernel put those bytes above the stack (getauxval(3)).
+    if top.checked_sub(here.addr()).is_none_or(|depth| depth >= OWN) {
+        return;
+    }
+    let start = here.map_addr(|addr| (addr - KEPT - GIVEN) & !(page - 1));
+    // SAFETY: this is the main thread's stack, below whose pointer there is nothing alive, and so near to it
+    // nothing else mapped. It is only advice, also for what is not mapped.
     unsafe { libc::madvise(start.cast_mut().cast(), GIVEN, libc::MADV_DONTNEED) };
 }

@@ -253,20 +253,20 @@ mod tests {
     const AT: BusAddr = BusAddr::memory(0x1000);
     const NOWHERE: BusAddr = BusAddr::port(0x1000);
 
+    /// What vCPUs share of a machine that nobody watches.
+    fn shared<'a>(bus: &'a Bus, stopping: &'a AtomicBool) -> Shared<'a> {
+        Shared { bus, stopping, trace: None, exit_limit: None, progress: None, coalesced: None }
+    }
+
     fn play(steps: Vec<Step>, limit: Option<u64>) -> (Option<Stop>, Vec<u8>, Journal) {
         let log = Arc::new(Mutex::new(vec![]));
         let mut bus = Bus::default();
         bus.insert(AT, 8, "probe", Box::new(Probe(log.clone(), 0))).unwrap();
         let mut vcpu = Script { steps: steps.into(), buffer: vec![], log: log.clone() };
         let mut journal = Journal::new(bus.len());
-        let shared = Shared {
-            bus: &bus,
-            stopping: &AtomicBool::new(false),
-            trace: None,
-            exit_limit: limit.map(|limit| (AtomicU64::new(limit), limit)),
-            progress: None,
-            coalesced: None,
-        };
+        let stopping = AtomicBool::new(false);
+        let exit_limit = limit.map(|limit| (AtomicU64::new(limit), limit));
+        let shared = Shared { exit_limit, ..shared(&bus, &stopping) };
         let stop = run_until_stop(&mut vcpu, 0, &shared, &mut journal, None);
         let log = log.lock().unwrap().clone();
         (stop, log, journal)
@@ -324,9 +324,7 @@ mod tests {
         let mut vcpu = Script { steps: steps.into(), buffer: vec![], log: Arc::default() };
         let bus = Bus::default();
         let stopping = AtomicBool::new(false);
-        let (trace, exit_limit, progress, coalesced) = (None, None, None, None);
-        let shared =
-            Shared { bus: &bus, stopping: &stopping, trace, exit_limit, progress, coalesced };
+        let shared = shared(&bus, &stopping);
         let held = Mutex::new(Vec::new());
         let hold = |vcpu: &mut Script, trap| held.lock().unwrap().push((vcpu.steps.len(), trap));
         let stop = run_until_stop(&mut vcpu, 0, &shared, &mut Journal::new(0), Some(&hold));
@@ -339,9 +337,7 @@ mod tests {
         let bus = Bus::default();
         let mut vcpu = Script { steps: VecDeque::new(), buffer: vec![], log: Arc::default() };
         let stopping = AtomicBool::new(true);
-        let (trace, exit_limit, progress, coalesced) = (None, None, None, None);
-        let shared =
-            Shared { bus: &bus, stopping: &stopping, trace, exit_limit, progress, coalesced };
+        let shared = shared(&bus, &stopping);
         assert!(run_until_stop(&mut vcpu, 0, &shared, &mut Journal::new(0), None).is_none());
     }
 }

@@ -37,7 +37,7 @@ pub fn draw(measure: &Measure, file: &Path) -> Result<()> {
             .build_cartesian_2d(0.0..(most * 1.15).max(1e-9), (0..count - 1).into_segmented())?;
         let name = |place: &SegmentValue<usize>| match place {
             SegmentValue::CenterOf(index) => {
-                measure.candidates.get(count - 1 - index.min(&(count - 1))).map_or("", |c| &c.name)
+                measure.candidates.iter().rev().nth(*index).map_or("", |c| &c.name)
             }
             _ => "",
         };
