@@ -229,6 +229,23 @@ impl Config {
         }
     }
 
+    /// Refuses what only a library with the feature `full` gives a machine.
+    pub(crate) fn check_features(&self) -> Result<()> {
+        let virtio = [
+            (!self.devices.is_empty(), "a virtio device"),
+            (self.balloon.is_some(), "a balloon"),
+            (self.console_device == ConsoleDevice::Virtio, "a virtio console"),
+            (self.gdb.is_some(), "gdb"),
+        ];
+        let asked = virtio.iter().find(|(is_asked, _)| *is_asked && !crate::FULL);
+        ensure!(
+            asked.is_none(),
+            "{} is asked for: this bivisor was built without the feature `full`, build it with",
+            asked.map_or("", |(_, name)| name)
+        );
+        Ok(())
+    }
+
     /// Refuses an address that this architecture does not have; `option` named it.
     pub(crate) fn check_address(option: &str, at: BusAddr) -> Result<()> {
         let end = Self::space_end(at.space);

@@ -151,7 +151,7 @@ impl Machine {
             // A full counter (EAGAIN) is readable too.
             let _ = self.wake.write(1);
         };
-        let debugger = self.debugger.take();
+        let debugger = self.debugger.take().filter(|_| crate::FULL);
         let wait = Wait {
             ending: &ending,
             kicks: &kicks,
@@ -160,8 +160,8 @@ impl Machine {
             output: &self.output,
             wake: &self.wake,
             debugger: debugger.as_ref(),
-            screen: self.screen.as_deref(),
-            balloon: self.balloon.as_deref(),
+            screen: self.screen.as_deref().filter(|_| crate::FULL),
+            balloon: self.balloon.as_deref().filter(|_| crate::FULL),
             coalesced: coalesced.as_ref(),
         };
         let look_after = || {

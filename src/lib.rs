@@ -44,6 +44,10 @@
 //! # }
 //! ```
 
+/// Whether machines can have all that there is. [`config::Config::check_features`] refuses what is left out
+/// otherwise; the few places that would still lead to it ask this, so that nothing of it is linked.
+const FULL: bool = cfg!(feature = "full");
+
 pub mod archive;
 mod bell;
 pub mod board;

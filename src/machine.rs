@@ -102,6 +102,7 @@ impl Machine {
         let mut timeline = Timeline::new(config.began);
         timeline.reached("options");
         // What can be refused without KVM comes first.
+        config.check_features()?;
         let mode = config.arch_mode()?;
         let machine = config.arch_machine()?;
         let registers = config.arch_registers()?;
@@ -129,7 +130,7 @@ impl Machine {
         let stopped = Arc::new(event(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
         let stopping = Arc::new(AtomicBool::new(false));
         let console = config.console;
-        let virtio_console = config.console_device == ConsoleDevice::Virtio;
+        let virtio_console = crate::FULL && config.console_device == ConsoleDevice::Virtio;
         let screen = if virtio_console { Screen::of(&console)? } else { None };
         let to = (console.output, console.name, console.nature);
         let watch = Watch::new(&Wanted {
@@ -154,7 +155,7 @@ impl Machine {
             let console = VirtioConsole::new(output.clone(), input.clone(), screen.clone())?;
             virtio.push(Box::new(console));
         }
-        let balloon = config.balloon.map(Balloon::new).transpose()?;
+        let balloon = config.balloon.filter(|_| crate::FULL).map(Balloon::new).transpose()?;
         let figures = balloon.as_ref().map(|balloon| balloon.figures().clone());
         virtio.extend(balloon.map(|balloon| Box::new(balloon) as Box<dyn VirtioDevice>));
         // A bus costs a kernel no more time than registers, and an interrupt by it two exits less.
@@ -165,7 +166,9 @@ impl Machine {
             devices.insert_extras(layout::WITHOUT_PCI.extras, &output, &serial_input)?;
         }
         devices.insert_all(machine, exit_register, debug, &output, &serial_input)?;
-        let virtio = if pci {
+        let virtio = if !crate::FULL {
+            Vec::new()
+        } else if pci {
             devices.insert_pci(virtio)?;
             devices.insert_extras(arch::pci_extras(&chips), &output, &serial_input)?;
             Vec::new()
@@ -204,7 +207,7 @@ impl Machine {
         }
         kick::install_handler()?;
         let debugger = |listener| Debugger::new(listener, arch::debug_slots(&kvm, &vm));
-        let debugger = config.gdb.map(debugger).transpose()?;
+        let debugger = config.gdb.filter(|_| crate::FULL).map(debugger).transpose()?;
         timeline.reached("vCPUs");
         Ok(Self {
             vcpus,
@@ -245,7 +248,7 @@ fn read_image(
     const WORTH_KEEPING: u64 = 1 << 20;
     let limit = ram.iter().map(|range| range.len).sum();
     let cache = (cache && payload.len() > WORTH_KEEPING).then(Cache::of_user).flatten();
-    let kernels = arch::RULES.unpacks(protocol);
+    let kernels = crate::FULL && arch::RULES.unpacks(protocol);
     Image::read(payload, &Unpacking { limit, cache: cache.as_ref(), kernels })
 }
 

@@ -6,6 +6,7 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io::Error;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Stdio};
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use syscalls::Sysno;
 
-use common::{bivisor, cases, folder, guest_file, kvm};
+use common::{bivisor, cases, folder, guest_file, kvm, program};
 
 /// The promise of `bivisor hello --sandbox off`, the execve included. Checks of std look at descriptors
 /// that are closed, and what is linked dynamically finds and maps its libraries first.
@@ -168,12 +169,47 @@ fn the_sandbox_asks_little_of_the_host() {
 }
 
 /// Bytes that the program promises to stay below, with all of its devices and disk formats.
-const PROGRAM_LEN: u64 = 3_000_000;
+const PROGRAM_LEN: u64 = 2_500_000;
+
+/// The same without the feature `full`.
+const SMALL_LEN: u64 = 1_250_000;
 
 fn the_program_is_small() {
     let len = std::fs::metadata(env!("CARGO_BIN_EXE_bivisor")).expect("it was built").len();
     println!("the program has {len} bytes");
     assert!(len < PROGRAM_LEN, "{len} bytes, not below {PROGRAM_LEN}");
+}
+
+fn without_features_it_is_half_as_large_and_runs_guests() {
+    let small = small_program().expect("it is there, or this is skipped");
+    let len = std::fs::metadata(&small).expect("it was built").len();
+    println!("without features the program has {len} bytes");
+    assert!(len < SMALL_LEN, "{len} bytes, not below {SMALL_LEN}");
+    let greeted = program(&small, "hello").finish();
+    assert_eq!((greeted.status, greeted.text().as_str()), (0, "Hello, world!\n"), "{greeted:?}");
+    let folder = folder();
+    let echo = program(&small, "run").arg(guest_file(&folder, "echo")).input(b"abc\n").finish();
+    assert_eq!((echo.status, echo.text().as_str()), (0, "abc\n"), "{echo:?}");
+}
+
+fn without_features_it_refuses_what_it_lacks() {
+    let small = small_program().expect("it is there, or this is skipped");
+    let folder = folder();
+    let packed = folder.path().join("packed");
+    std::fs::write(&packed, b"\x1f\x8b\x08\0\0\0\0\0\0\x03").unwrap();
+    let packed = packed.display();
+    for (options, status, named) in [
+        ("inspect README.md", 125, "'inspect'"),
+        ("hello --verdict -", 125, "'--verdict'"),
+        ("run x --gdb tcp:1", 125, "'--gdb'"),
+        ("run x --disk x", 125, "'--disk'"),
+        ("hello --console virtio", 125, "a virtio console is asked for"),
+        (&format!("run {packed}"), 126, "is packed with gzip: unpack it first"),
+    ] {
+        let ran = program(&small, options).finish();
+        let is_told = ran.status == status && ran.stderr.contains(named);
+        assert!(is_told && ran.stderr.lines().count() == 1, "{options}: {ran:?}");
+    }
 }
 
 /// KiB that a monitor keeps in memory beside its guest's pages, libraries that it shares with other
@@ -219,6 +255,16 @@ fn release() -> Option<String> {
     cfg!(debug_assertions).then(|| "is about a release build (cargo test --release)".into())
 }
 
+/// What `cargo build --release --no-default-features` has built.
+fn small_program() -> Option<OsString> {
+    std::env::var_os("BIVISOR_SMALL")
+}
+
+fn small() -> Option<String> {
+    let missing = "needs a build without the feature `full` (BIVISOR_SMALL is its path)";
+    small_program().is_none().then(|| missing.into())
+}
+
 /// This process may trace what it starts. Tried in a child that never becomes a program.
 fn tracing() -> Option<String> {
     let mut command = bivisor("hello").command;
@@ -238,6 +284,8 @@ fn main() {
         hello_asks_little_of_the_host_before_its_guest_runs, kvm, tracing;
         the_sandbox_asks_little_of_the_host, kvm, tracing;
         the_program_is_small, release;
+        without_features_it_is_half_as_large_and_runs_guests, kvm, small;
+        without_features_it_refuses_what_it_lacks, kvm, small;
         a_guest_that_stays_costs_little_memory, kvm, release;
     ]);
 }

@@ -1,17 +1,10 @@
 //! The command line: its syntax here, what each command means in a file of its own.
 
-mod check;
 mod console;
-mod copy;
-mod devices;
-mod disk;
-mod guests;
-mod inspect;
-mod net;
+#[cfg_attr(not(feature = "full"), path = "small.rs")]
+mod full;
 mod parse;
 mod run;
-mod share;
-mod vsock;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -20,11 +13,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::builder::PossibleValuesParser;
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 
 use bivisor::config::{self, DebugConsole};
 use bivisor::exit::BusAddr;
-use bivisor::gdb;
 use bivisor::memory::{ImageMemory, RamRange};
 use bivisor::sandbox;
 
@@ -58,77 +50,10 @@ enum Command {
     /// Start the embedded hello-world guest
     Hello(Limits),
     /// Start a guest from an image: a flat binary, an ELF executable or a kernel
-    #[command(after_help = RUN_AFTER)]
+    #[command(after_help = full::RUN_AFTER)]
     Run(Box<Run>),
-    /// List the embedded guests, or write one to a file
-    #[command(
-        after_help = "Example:\n  bivisor guests export echo echo.bin\n  echo hi | bivisor run echo.bin"
-    )]
-    Guests {
-        #[command(subcommand)]
-        command: Option<Guests>,
-        /// As JSON
-        #[arg(long)]
-        json: bool,
-    },
-    /// Tell what an image is: format, architecture, version, entry, memory
-    #[command(after_help = "Example:\n  bivisor inspect /boot/vmlinuz-$(uname -r)")]
-    Inspect {
-        /// The image
-        file: PathBuf,
-        /// As one line of JSON
-        #[arg(long)]
-        json: bool,
-    },
-    /// Tell what this host can do
-    Check {
-        /// As one line of JSON
-        #[arg(long)]
-        json: bool,
-    },
-    /// Make, look at and convert disks
-    #[command(
-        after_help = "Examples:\n  bivisor disk create root.qcow2 20G\n  bivisor disk convert root.qcow2 root.img\n  bivisor disk snapshot root.qcow2 try.qcow2   # then: run --disk try.qcow2,backing"
-    )]
-    Disk {
-        #[command(subcommand)]
-        command: disk::Disk,
-    },
-    /// Print a completion script for a shell
-    #[command(
-        after_help = "Example:\n  bivisor completions bash > ~/.local/share/bash-completion/completions/bivisor"
-    )]
-    Completions {
-        /// Which shell
-        shell: clap_complete::Shell,
-    },
-}
-
-const RUN_AFTER: &str = "\
-ADDR, SIZE and VALUE are decimal or, after 0x, hexadecimal; K, M, G and T multiply by powers of 1024.
-
-Examples:
-  bivisor run kernel.elf --memory 256M --cpus 2 --timeout 10s
-  bivisor run kernel.bin --load 0x1000 --debug-console port:0xf1 --trace
-  bivisor run kernel.elf --expect 'all tests passed' --fail-on PANIC --no-progress 30s
-  bivisor run vmlinuz --initrd-dir root --cpus 2 --cmdline quiet
-  bivisor run vmlinuz --initrd initrd.img --disk root.img --cmdline root=/dev/vda
-  bivisor run vmlinuz --initrd initrd.img --disk root.img --net user,hostfwd=tcp:5555:22 --cmdline root=/dev/vda1
-  bivisor run vmlinuz --initrd initrd.img --share src=/home/me/src,readonly   # in the guest: mount -t virtiofs src /mnt
-  bivisor run kernel.elf --console pty
-  bivisor run kernel.elf --gdb tcp:1234        # then: gdb kernel.elf -ex 'target remote :1234'
-
-While the guest reads from a terminal: Ctrl-A x ends it, Ctrl-A h shows more keys.";
-
-#[derive(Subcommand)]
-enum Guests {
-    /// Write an embedded guest to a file, as a flat binary for `bivisor run`
-    Export {
-        /// Which guest
-        name: String,
-        /// Where to
-        file: PathBuf,
-    },
+    #[command(flatten)]
+    Other(full::Command),
 }
 
 /// Options of every command that starts a guest.
@@ -143,24 +68,14 @@ struct Limits {
     /// Start the guest anew when it asks for a reset, instead of ending with status 120
     #[arg(long)]
     reboot: bool,
-    /// Show what the time up to the guest's first instruction was spent on, and when it printed what, on standard error
-    #[arg(long)]
-    timings: bool,
-    /// Tell when the console first shows TEXT, in --timings and --trace=FILE.json (repeatable)
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
-    mark: Vec<String>,
-    /// Show each exit in words, on standard error or in FILE; in FILE.json as events for Perfetto or chrome://tracing
-    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = "-")]
-    trace: Option<PathBuf>,
     #[command(flatten)]
     console: console::ConsoleOptions,
     /// Once the guest runs, keep from this process what it does not need: system calls, files, capabilities
     /// (log: let it through, the kernel's log has it)
     #[arg(long, value_name = "HOW", value_parser = parse::sandbox(), default_value = "on")]
     sandbox: sandbox::Mode,
-    /// Write how the guest ended, as one line of JSON, to FILE or (-) to standard output
-    #[arg(long, value_name = "FILE|-")]
-    verdict: Option<PathBuf>,
+    #[command(flatten)]
+    reports: full::Reports,
 }
 
 #[derive(clap::Args)]
@@ -216,14 +131,8 @@ struct Run {
     /// Move the exit register
     #[arg(long, value_name = "port:ADDR|mmio:ADDR", value_parser = parse::bus_addr)]
     exit_register: Option<BusAddr>,
-    /// Have the guest wait for gdb before its first instruction
-    #[arg(long, value_name = "tcp:[HOST:]PORT|unix:PATH", value_parser = parse::gdb_address)]
-    gdb: Option<gdb::Address>,
-    /// Name the addresses in reports by the symbols of this System.map or ELF file (for Linux also: --cmdline nokaslr)
-    #[arg(long, value_name = "FILE")]
-    symbols: Option<PathBuf>,
     #[command(flatten)]
-    devices: devices::DeviceOptions,
+    extras: full::Extras,
     #[command(flatten)]
     limits: Limits,
 }
@@ -272,18 +181,7 @@ impl Args {
         match self.command {
             Command::Hello(limits) => run::hello(limits),
             Command::Run(options) => run::image(*options),
-            Command::Guests { command: None, json } => guests::list(json),
-            Command::Guests { command: Some(Guests::Export { name, file }), .. } => {
-                guests::export(&name, &file)
-            }
-            Command::Inspect { file, json } => inspect::print_description(&file, json),
-            Command::Check { json } => check::print_findings(json),
-            Command::Disk { command } => command.carry_out(),
-            Command::Completions { shell } => {
-                let mut script = Vec::new();
-                clap_complete::generate(shell, &mut Args::command(), "bivisor", &mut script);
-                print(&script)
-            }
+            Command::Other(command) => command.carry_out(),
         }
     }
 }
@@ -300,6 +198,8 @@ pub fn print(bytes: impl AsRef<[u8]>) -> Result<u8> {
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
     use super::*;
 
     fn parsed(line: &str) -> Parsed {
@@ -326,10 +226,8 @@ mod tests {
             ("bivisor run f --cpus 1.5", "'1.5'"),
             ("bivisor run f --mode none", "'none'"),
             ("bivisor run f --machine none", "'none'"),
-            ("bivisor run f --transport isa", "'isa'"),
             ("bivisor run f --max-exits 0", "'0'"),
             ("bivisor run f --fast", "'--fast'"),
-            ("bivisor guests export hello", "<FILE>"),
         ] {
             let Parsed::Wrong(message) = parsed(line) else { panic!("{line} is accepted") };
             assert!(message.contains(named) && !message.contains('\n'), "{line}: {message}");

@@ -5,10 +5,8 @@ use std::time::Duration;
 use bivisor::config::DebugConsole;
 use bivisor::devices::debug_console::Shown;
 use bivisor::exit::{BusAddr, Space};
-use bivisor::gdb;
 use bivisor::memory::{ImageMemory, RamRange};
 use bivisor::sandbox::Mode;
-use bivisor::virtio::Carrier;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 /// A number: decimal or, after `0x`, hexadecimal; `_` between digits.
@@ -57,14 +55,6 @@ pub fn image_memory() -> impl TypedValueParser<Value = ImageMemory> {
     })
 }
 
-/// `mmio` or `pci`.
-pub fn carrier() -> impl TypedValueParser<Value = Carrier> {
-    PossibleValuesParser::new(["mmio", "pci"]).map(|word| match word.as_str() {
-        "pci" => Carrier::Pci,
-        _ => Carrier::Mmio,
-    })
-}
-
 /// `on`, `off` or `log`.
 pub fn sandbox() -> impl TypedValueParser<Value = Mode> {
     PossibleValuesParser::new(["on", "off", "log"]).map(|word| match word.as_str() {
@@ -94,22 +84,6 @@ pub fn bus_addr(text: &str) -> Result<BusAddr, String> {
         _ => return Err("not port:ADDR or mmio:ADDR".into()),
     };
     Ok(BusAddr { space, addr: size(addr)? })
-}
-
-/// `tcp:PORT`, `tcp:HOST:PORT` or `unix:PATH`.
-pub fn gdb_address(text: &str) -> Result<gdb::Address, String> {
-    match text.split_once(':') {
-        Some(("unix", path)) if !path.is_empty() => Ok(gdb::Address::Unix(path.into())),
-        Some(("tcp", at)) => {
-            let (host, port) = at.rsplit_once(':').unwrap_or(("127.0.0.1", at));
-            let port: u16 = port.parse().map_err(|_| "the port is not a number up to 65535")?;
-            match host {
-                "" => Err("the host is missing (tcp:PORT listens on 127.0.0.1)".into()),
-                _ => Ok(gdb::Address::Tcp(format!("{host}:{port}"))),
-            }
-        }
-        _ => Err("not tcp:PORT, tcp:HOST:PORT or unix:PATH".into()),
-    }
 }
 
 /// `port:ADDR` or `mmio:ADDR`, then `,in=ADDR` and `,as=bytes` or `,as=numbers` if wanted.
@@ -191,25 +165,6 @@ mod tests {
         assert!(ram("4K").is_err() && ram(":").is_err() && ram("0:-1").is_err());
         assert_eq!(register("RAX=0x10"), Ok(("rax".into(), 16)));
         assert!(register("rax").is_err() && register("rax=").is_err());
-    }
-
-    #[test]
-    fn gdb_addresses() {
-        let tcp = |at: &str| Ok(gdb::Address::Tcp(at.into()));
-        for (text, expected) in [
-            ("tcp:1234", tcp("127.0.0.1:1234")),
-            ("tcp:0.0.0.0:1", tcp("0.0.0.0:1")),
-            ("tcp:[::1]:1234", tcp("[::1]:1234")),
-            ("unix:a:b", Ok(gdb::Address::Unix("a:b".into()))),
-            ("tcp:65536", Err(())),
-            ("tcp:host:", Err(())),
-            ("tcp::1", Err(())),
-            ("unix:", Err(())),
-            (":1234", Err(())),
-            ("", Err(())),
-        ] {
-            assert_eq!(gdb_address(text).map_err(|_| ()), expected, "{text}");
-        }
     }
 
     #[test]

@@ -1,9 +1,7 @@
 //! `hello` and `run`: from options to a machine, and from its outcome to a status.
 
-use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,7 +12,6 @@ use bivisor::archive::pack;
 use bivisor::config::{Config, Memory};
 use bivisor::console::Console;
 use bivisor::exit::Stop;
-use bivisor::gdb::Listener;
 use bivisor::guests;
 use bivisor::kernel;
 use bivisor::machine::Machine;
@@ -24,10 +21,8 @@ use bivisor::payload::load::Wish;
 use bivisor::payload::{BadImage, Payload};
 use bivisor::sandbox::{Again, Sandbox};
 use bivisor::symbols::Symbols;
-use bivisor::trace::Trace;
-use bivisor::verdict::{Verdict, report};
+use bivisor::verdict::report;
 
-use super::console::own;
 use super::{Limits, Run};
 
 /// `bivisor hello`.
@@ -58,12 +53,9 @@ pub fn image(options: Run) -> Result<u8> {
             config.initrds.push(kernel::File { name: name_of(path), bytes });
         }
         config.cpus = options.cpus;
-        config.devices = options.devices.open(options.cpus)?;
-        config.balloon = options.devices.balloon;
-        config.transport = options.devices.transport;
         config.debug_console = options.debug_console;
         config.exit_register = options.exit_register;
-        config.gdb = options.gdb.as_ref().map(Listener::open).transpose()?;
+        options.extras.add_to(&mut config)?;
         if let Some(size) = options.memory {
             config.memory = Memory::Size(size);
         }
@@ -85,51 +77,18 @@ pub fn image(options: Run) -> Result<u8> {
         }
         _ => error,
     };
-    let symbols = options
-        .symbols
-        .as_ref()
-        .map(|path| File::open(path).with_context(|| format!("--symbols {}", path.display())));
+    let symbols = options.extras.symbols()?;
     let named_files = [&options.file].into_iter().chain(&options.initrd).chain(&options.initrd_dir);
-    let files = named_files.map(PathBuf::as_path).chain(options.devices.files());
-    let programs = options.devices.start_programs();
+    let files = named_files.map(PathBuf::as_path).chain(options.extras.files());
+    let programs = options.extras.start_programs();
     let again = again(&options.limits, programs, files.map(PathBuf::from).collect());
     let sandbox = Sandbox::new(options.limits.sandbox, again);
-    start(build, &options.limits, sandbox, symbols.transpose()?.as_ref()).map_err(named)
+    start(build, &options.limits, sandbox, symbols.as_ref()).map_err(named)
 }
 
 /// The name of the file at `path`, without folders.
 fn name_of(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
-}
-
-/// A file that the user named for our output.
-fn create(path: &Path) -> Result<File> {
-    File::create(path).with_context(|| format!("create {}", path.display()))
-}
-
-/// Where `--verdict` goes.
-fn verdict_file(limits: &Limits) -> Result<Option<File>> {
-    let Some(path) = &limits.verdict else { return Ok(None) };
-    let file = if path == Path::new("-") {
-        own(io::stdout().as_fd(), "standard output")?
-    } else {
-        create(path)?
-    };
-    Ok(Some(file))
-}
-
-/// Where `--trace` goes: lines of words or, into a file of that name, JSON.
-fn trace(limits: &Limits, began: Instant) -> Result<Option<Trace>> {
-    Ok(match &limits.trace {
-        None => None,
-        Some(path) if path == Path::new("-") => {
-            Some(Trace::words(own(io::stderr().as_fd(), "standard error")?))
-        }
-        Some(path) if path.extension().is_some_and(|extension| extension == "json") => {
-            Some(Trace::events(create(path)?, began))
-        }
-        Some(path) => Some(Trace::words(create(path)?)),
-    })
 }
 
 /// What is needed once more after a reset: `files`, the cache, and `programs` if there are some.
@@ -155,19 +114,15 @@ fn start(
     // What is started for a guest from now on is in there.
     sandbox.iter().for_each(Sandbox::surround);
     // Opened first: a verdict that can't be written is known before the guest runs.
-    let mut verdict = verdict_file(limits)?;
-    let mut tell = |verdict_is: Verdict| match &mut verdict {
-        Some(file) => file.write_all(verdict_is.json().as_bytes()).context("write the verdict"),
-        None => Ok(()),
-    };
+    let mut verdict = limits.reports.verdict()?;
     match run(build, limits, sandbox.as_ref()) {
         Ok((outcome, reboots)) => {
-            tell(Verdict::new(&outcome).after(reboots))?;
+            verdict.tell(&outcome, reboots)?;
             explain(&outcome, symbols);
             Ok(outcome.stop.status())
         }
         Err(error) => {
-            tell(Verdict::refused(&error, status_of(&error)))?;
+            verdict.tell_refusal(&error)?;
             Err(error)
         }
     }
@@ -182,7 +137,7 @@ fn run(
 ) -> Result<(Outcome, u64)> {
     let mut console = limits.console.open()?;
     let began = crate::start::began();
-    let mut trace = trace(limits, began)?;
+    let mut trace = limits.reports.trace(began)?;
     let (mut timeout, mut max_exits) = (limits.timeout, limits.max_exits);
     for reboots in 0.. {
         // Only who comes back to it needs a copy.
@@ -198,18 +153,14 @@ fn run(
         // The first machine's alone: a trace has one end.
         config.trace = trace.take();
         config.began = if reboots == 0 { began } else { Instant::now() };
-        config.marks = (limits.timings || !limits.mark.is_empty() || config.trace.is_some())
-            .then(|| limits.mark.clone());
+        config.marks = limits.reports.marks(config.trace.is_some());
         let gdb = config.gdb.as_ref().map(|gdb| (gdb.address().to_string(), gdb.command()));
         let machine = Machine::build(config)?;
         if let Some((address, command)) = gdb {
             crate::complain(&format!("waiting for gdb on {address}: {command}"));
         }
         let mut outcome = machine.run();
-        if limits.timings {
-            // Nobody is left to tell when standard error can't be written.
-            let _ = io::stderr().write_all(timings(&outcome).as_bytes());
-        }
+        limits.reports.show_timings(&outcome);
         timeout = timeout.map(|left| left.saturating_sub(outcome.run_time));
         max_exits = max_exits.map(|left| left.saturating_sub(outcome.exits.total()));
         match &mut outcome.stop {
@@ -229,15 +180,6 @@ fn run(
         console = Console { before: outcome.unread(), ..next };
     }
     unreachable!("nobody counts to the end")
-}
-
-/// The table of `--timings`.
-fn timings(outcome: &Outcome) -> String {
-    let mut text = outcome.timeline.table();
-    for (index, exits) in outcome.cpu_exits.iter().enumerate() {
-        let _ = writeln!(text, "{:<32} {exits:>10}", format!("exits of vCPU {index}"));
-    }
-    text
 }
 
 /// Says why the guest ended where that was not its own wish, and where its CPUs were.

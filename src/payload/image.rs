@@ -205,6 +205,12 @@ fn take_off(
     compression: Option<Compression>,
     unpacking: &Unpacking<'_>,
 ) -> Result<Payload> {
+    if let Some(compression) = compression.filter(|_| !crate::FULL) {
+        bad_image!(
+            "is packed with {}: unpack it first (a bivisor with the feature `full` does it itself)",
+            compression.name()
+        );
+    }
     let mut own = Vec::new();
     let input = match bytes.slice(at, len) {
         Some(input) => input,

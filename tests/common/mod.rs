@@ -128,7 +128,12 @@ pub struct Ran {
 
 /// `bivisor` with the words of `line` as its arguments and an empty standard input.
 pub fn bivisor(line: &str) -> Run {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_bivisor"));
+    program(env!("CARGO_BIN_EXE_bivisor"), line)
+}
+
+/// Another build of it.
+pub fn program(path: impl AsRef<std::ffi::OsStr>, line: &str) -> Run {
+    let mut command = Command::new(path);
     command.args(line.split_whitespace());
     Run { command, input: Vec::new(), patience: PATIENCE }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use bivisor::guests::{all, find};
 
-use super::print;
+use crate::cli::print;
 
 /// Lists them with what each proves and how to run it.
 pub fn list(json: bool) -> Result<u8> {

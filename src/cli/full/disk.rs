@@ -18,7 +18,7 @@ use bivisor::devices::block::raw::{self, Access};
 use serde_json::json;
 
 use super::copy::copy;
-use super::{parse, print};
+use crate::cli::{parse, print};
 
 /// What can be done.
 #[derive(clap::Subcommand)]

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use bivisor::devices::block::format::Format;
 use bivisor::devices::block::raw::{Access, Raw};
@@ -14,9 +15,9 @@ use bivisor::virtio::limit::Rates;
 use bivisor::virtio::{Carrier, VirtioDevice};
 
 use super::net::{self, NetOptions};
-use super::parse;
 use super::share::{self, ShareOptions};
 use super::vsock::{VsockOptions, vsock};
+use crate::cli::parse;
 
 /// The devices of a guest. It finds them in this order: those of one option in the order given.
 #[derive(clap::Args)]
@@ -47,7 +48,7 @@ pub struct DeviceOptions {
     pub balloon: Option<u64>,
     /// Have the guest find its devices as registers in memory (virtio-mmio) or on a PCI bus [default: pci
     /// for kernels; mmio for flat binaries, for ELF files without a protocol and for multiboot]
-    #[arg(long, value_name = "HOW", value_parser = parse::carrier())]
+    #[arg(long, value_name = "HOW", value_parser = carrier())]
     pub transport: Option<Carrier>,
 }
 
@@ -68,6 +69,14 @@ struct DiskOptions {
     access: Access,
     serial: String,
     rates: Rates,
+}
+
+/// `mmio` or `pci`.
+fn carrier() -> impl TypedValueParser<Value = Carrier> {
+    PossibleValuesParser::new(["mmio", "pci"]).map(|word| match word.as_str() {
+        "pci" => Carrier::Pci,
+        _ => Carrier::Mmio,
+    })
 }
 
 impl DeviceOptions {

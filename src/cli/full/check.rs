@@ -5,7 +5,7 @@ use std::fmt::Write;
 use anyhow::Result;
 use bivisor::host;
 
-use super::print;
+use crate::cli::print;
 
 /// Prints what [`host::examine`] finds.
 pub fn print_findings(json: bool) -> Result<u8> {

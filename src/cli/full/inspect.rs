@@ -8,7 +8,7 @@ use bivisor::payload::describe::Description;
 use bivisor::payload::image::{Image, Unpacking};
 use bivisor::payload::{BadImage, Payload};
 
-use super::print;
+use crate::cli::print;
 
 /// Our choice: no kernel is as large, and a bomb ends here.
 const LIMIT: u64 = 1 << 30;
