@@ -25,7 +25,7 @@ fn complain(message: &str) {
 }
 
 /// Carries out the command line `args`; gives the process status.
-fn main(args: Vec<OsString>) -> u8 {
+fn main(args: &[OsString]) -> u8 {
     let result = match cli::parse(args) {
         Parsed::Command(args) => args.execute(),
         Parsed::Text(text) => cli::print(text),

@@ -73,10 +73,13 @@ extern "C" fn main(argc: c_int, argv: *const *const c_char) -> c_int {
     }
     // SAFETY: the C library passes `argc` pointers, which stay.
     let args = unsafe { std::slice::from_raw_parts(argv, argc as usize) };
-    let args = args.iter().map(|arg| {
-        // SAFETY: each of them points to a string that ends with a zero byte and stays.
-        let arg = unsafe { CStr::from_ptr(*arg) };
-        OsString::from_vec(arg.to_bytes().to_vec())
-    });
-    crate::main(args.collect()).into()
+    let args: Vec<_> = args
+        .iter()
+        .map(|arg| {
+            // SAFETY: each of them points to a string that ends with a zero byte and stays.
+            let arg = unsafe { CStr::from_ptr(*arg) };
+            OsString::from_vec(arg.to_bytes().to_vec())
+        })
+        .collect();
+    crate::main(&args).into()
 }

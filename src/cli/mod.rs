@@ -148,11 +148,29 @@ pub enum Parsed {
 }
 
 /// Reads the command line.
-pub fn parse(args: impl IntoIterator<Item = OsString>) -> Parsed {
+pub fn parse(args: &[OsString]) -> Parsed {
+    if let Some(command) = start_alone(args) {
+        return Parsed::Command(Args { command });
+    }
     match Args::try_parse_from(args) {
         Ok(args) => Parsed::Command(args),
         Err(error) if error.use_stderr() => Parsed::Wrong(one_line(&error)),
         Err(error) => Parsed::Text(error.render().to_string()),
+    }
+}
+
+/// A command that starts a guest, if it is one and nothing is wrong with it: the options of all the others
+/// are then not even listed, which takes as long as all else that is done before KVM.
+fn start_alone(args: &[OsString]) -> Option<Command> {
+    fn read<T: clap::Args>(args: &[OsString]) -> Option<T> {
+        let options = T::augment_args(clap::Command::new("bivisor"));
+        T::from_arg_matches(&options.try_get_matches_from(args).ok()?).ok()
+    }
+    let own = args.get(1..)?;
+    match own.first()?.to_str()? {
+        "hello" => read(own).map(Command::Hello),
+        "run" => read(own).map(|options| Command::Run(Box::new(options))),
+        _ => None,
     }
 }
 
@@ -203,7 +221,8 @@ mod tests {
     use super::*;
 
     fn parsed(line: &str) -> Parsed {
-        parse(line.split_whitespace().map(OsString::from))
+        let args: Vec<_> = line.split_whitespace().map(OsString::from).collect();
+        parse(&args)
     }
 
     #[test]

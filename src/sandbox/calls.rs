@@ -4,17 +4,17 @@
 
 use super::Kind;
 
-/// A system call that is allowed where all of these hold.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A system call that is allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Allowed {
     /// Its name.
     pub call: &'static str,
-    /// What must hold of its arguments.
-    pub checks: Vec<Check>,
+    /// What must hold of an argument; nothing where they may be whatever they are.
+    pub check: Option<Check>,
 }
 
 /// What must hold of the lower half of an argument: under `mask` it is `is`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Check {
     /// Which argument, from 0.
     pub argument: u8,
@@ -25,24 +25,29 @@ pub struct Check {
 }
 
 /// Whatever the arguments are.
-const fn call(call: &'static str) -> (&'static str, &'static [Check]) {
-    (call, &[])
+const fn call(call: &'static str) -> Allowed {
+    Allowed { call, check: None }
 }
 
-const fn equal(argument: u8, is: u32) -> Check {
-    Check { argument, mask: u32::MAX, is }
+/// Only where under `mask` the argument is `is`.
+const fn masked(call: &'static str, argument: u8, mask: u32, is: u32) -> Allowed {
+    Allowed { call, check: Some(Check { argument, mask, is }) }
 }
 
-const fn without(argument: u8, bits: i32) -> Check {
-    Check { argument, mask: bits as u32, is: 0 }
+const fn equal(call: &'static str, argument: u8, is: u32) -> Allowed {
+    masked(call, argument, u32::MAX, is)
+}
+
+const fn without(call: &'static str, argument: u8, bits: i32) -> Allowed {
+    masked(call, argument, bits as u32, 0)
 }
 
 /// ioctls by their lowest 16 bits: type and number (asm-generic/ioctl.h).
-const fn request(number: u32) -> [Check; 1] {
-    [Check { argument: 1, mask: 0xffff, is: number }]
+const fn ioctl(number: u32) -> Allowed {
+    masked("ioctl", 1, 0xffff, number)
 }
 
-type Rules = &'static [(&'static str, &'static [Check])];
+type Rules = &'static [Allowed];
 
 /// What the C library, std and every worker do: memory, locks, time, descriptors that are open.
 const EVERY: Rules = &[
@@ -52,25 +57,25 @@ const EVERY: Rules = &[
     call("close"),
     call("exit"),
     call("exit_group"),
-    ("fcntl", &[equal(1, libc::F_DUPFD as u32)]),
-    ("fcntl", &[equal(1, libc::F_DUPFD_CLOEXEC as u32)]),
-    ("fcntl", &[equal(1, libc::F_GETFD as u32)]),
-    ("fcntl", &[equal(1, libc::F_GETFL as u32)]),
-    ("fcntl", &[equal(1, libc::F_SETFD as u32)]),
-    ("fcntl", &[equal(1, libc::F_SETFL as u32)]),
+    equal("fcntl", 1, libc::F_DUPFD as u32),
+    equal("fcntl", 1, libc::F_DUPFD_CLOEXEC as u32),
+    equal("fcntl", 1, libc::F_GETFD as u32),
+    equal("fcntl", 1, libc::F_GETFL as u32),
+    equal("fcntl", 1, libc::F_SETFD as u32),
+    equal("fcntl", 1, libc::F_SETFL as u32),
     call("futex"),
     call("getpid"),
     call("getrandom"),
     call("gettid"),
     call("madvise"),
-    ("mmap", &[without(2, libc::PROT_EXEC)]),
-    ("mprotect", &[without(2, libc::PROT_EXEC)]),
+    without("mmap", 2, libc::PROT_EXEC),
+    without("mprotect", 2, libc::PROT_EXEC),
     call("mremap"),
     call("munmap"),
     call("nanosleep"),
     call("poll"),
     call("ppoll"),
-    ("prctl", &[equal(0, libc::PR_SET_NAME as u32)]),
+    equal("prctl", 0, libc::PR_SET_NAME as u32),
     call("read"),
     call("readv"),
     call("restart_syscall"),
@@ -103,13 +108,13 @@ const TALK: Rules =
 /// The terminal's settings (asm-generic/ioctls.h): TCGETS, TCSETS, TCSETSW, TCSETSF, TIOCGPGRP,
 /// TIOCGWINSZ, TCGETS2.
 const TERMINAL: Rules = &[
-    ("ioctl", &request(0x5401)),
-    ("ioctl", &request(0x5402)),
-    ("ioctl", &request(0x5403)),
-    ("ioctl", &request(0x5404)),
-    ("ioctl", &request(0x540f)),
-    ("ioctl", &request(0x5413)),
-    ("ioctl", &request(0x542a)),
+    ioctl(0x5401),
+    ioctl(0x5402),
+    ioctl(0x5403),
+    ioctl(0x5404),
+    ioctl(0x540f),
+    ioctl(0x5413),
+    ioctl(0x542a),
     call("getpgrp"),
     call("getpgid"),
 ];
@@ -118,45 +123,45 @@ const TERMINAL: Rules = &[
 /// KVM_SET_SREGS, KVM_TRANSLATE, KVM_GET_FPU and its like, KVM_GET_MP_STATE and the other states,
 /// KVM_SET_GUEST_DEBUG, KVM_GET_ONE_REG, KVM_SET_ONE_REG, KVM_GET_REG_LIST.
 const CPU_STATE: Rules = &[
-    ("ioctl", &request(0xae81)),
-    ("ioctl", &request(0xae82)),
-    ("ioctl", &request(0xae83)),
-    ("ioctl", &request(0xae84)),
-    ("ioctl", &request(0xae85)),
-    ("ioctl", &request(0xae8c)),
-    ("ioctl", &request(0xae8d)),
-    ("ioctl", &request(0xae98)),
-    ("ioctl", &request(0xae9b)),
-    ("ioctl", &request(0xae9f)),
-    ("ioctl", &request(0xaea0)),
-    ("ioctl", &request(0xaea1)),
-    ("ioctl", &request(0xaea2)),
-    ("ioctl", &request(0xaea4)),
-    ("ioctl", &request(0xaea5)),
-    ("ioctl", &request(0xaeab)),
-    ("ioctl", &request(0xaeac)),
-    ("ioctl", &request(0xaeb0)),
+    ioctl(0xae81),
+    ioctl(0xae82),
+    ioctl(0xae83),
+    ioctl(0xae84),
+    ioctl(0xae85),
+    ioctl(0xae8c),
+    ioctl(0xae8d),
+    ioctl(0xae98),
+    ioctl(0xae9b),
+    ioctl(0xae9f),
+    ioctl(0xaea0),
+    ioctl(0xaea1),
+    ioctl(0xaea2),
+    ioctl(0xaea4),
+    ioctl(0xaea5),
+    ioctl(0xaeab),
+    ioctl(0xaeac),
+    ioctl(0xaeb0),
 ];
 
 /// A line that is high as long as there is input: KVM_IRQ_LINE.
-const LINE: Rules = &[("ioctl", &request(0xae61))];
+const LINE: Rules = &[ioctl(0xae61)];
 
 /// What a driver negotiates with a tap: TUNSETOFFLOAD, TUNSETQUEUE.
-const TAP: Rules = &[("ioctl", &request(0x54d0)), ("ioctl", &request(0x54d9))];
+const TAP: Rules = &[ioctl(0x54d0), ioctl(0x54d9)];
 
 /// KVM_RUN; what a guest moves or sets up on its buses: KVM_SET_GSI_ROUTING, KVM_IRQFD, KVM_IOEVENTFD,
 /// KVM_SIGNAL_MSI; FIONBIO; for coalesced writes KVM_CHECK_EXTENSION, KVM_REGISTER_COALESCED_MMIO and
 /// KVM_UNREGISTER_COALESCED_MMIO.
 const VCPU: Rules = &[
-    ("ioctl", &request(0xae80)),
-    ("ioctl", &request(0xae6a)),
-    ("ioctl", &request(0xae76)),
-    ("ioctl", &request(0xae79)),
-    ("ioctl", &request(0xaea5)),
-    ("ioctl", &request(0x5421)),
-    ("ioctl", &request(0xae03)),
-    ("ioctl", &request(0xae67)),
-    ("ioctl", &request(0xae68)),
+    ioctl(0xae80),
+    ioctl(0xae6a),
+    ioctl(0xae76),
+    ioctl(0xae79),
+    ioctl(0xaea5),
+    ioctl(0x5421),
+    ioctl(0xae03),
+    ioctl(0xae67),
+    ioctl(0xae68),
 ];
 
 const BLOCK: Rules = &[
@@ -183,27 +188,24 @@ const VSOCK: Rules = &[
     call("accept4"),
     call("connect"),
     call("getsockopt"),
-    ("ioctl", &request(0x5421)),
+    ioctl(0x5421),
     call("setsockopt"),
-    ("socket", &[equal(0, libc::AF_UNIX as u32)]),
+    equal("socket", 0, libc::AF_UNIX as u32),
 ];
 
 /// Memory that comes back from a guest may be a file's.
 const DEVICE: Rules = &[call("fallocate")];
 
-const DEBUGGER: Rules = &[call("accept4"), ("ioctl", &request(0x5421)), call("setsockopt")];
+const DEBUGGER: Rules = &[call("accept4"), ioctl(0x5421), call("setsockopt")];
 
 /// Ending: what was opened is closed and removed, programs are waited for, other threads are started
 /// but no process.
 const EVENT_LOOP: Rules = &[
-    (
-        "clone",
-        &[Check { argument: 0, mask: libc::CLONE_THREAD as u32, is: libc::CLONE_THREAD as u32 }],
-    ),
+    masked("clone", 0, libc::CLONE_THREAD as u32, libc::CLONE_THREAD as u32),
     call("clone3"),
     // One more filter, for a thread that it starts.
-    ("seccomp", &[equal(0, libc::SECCOMP_SET_MODE_FILTER)]),
-    ("prctl", &[equal(0, libc::PR_SET_NO_NEW_PRIVS as u32)]),
+    equal("seccomp", 0, libc::SECCOMP_SET_MODE_FILTER),
+    equal("prctl", 0, libc::PR_SET_NO_NEW_PRIVS as u32),
     call("lstat"),
     // The name of a file that has shrunk.
     call("readlink"),
@@ -217,7 +219,7 @@ const EVENT_LOOP: Rules = &[
 
 /// What beginning takes beside what an event loop does, which it may have to start: C libraries handle
 /// signals of their own once there are threads (glibc 2.36 nptl/pthread_create.c: SIGCANCEL, SIGSETXID).
-const BEGIN: Rules = &[("rt_sigaction", &[equal(0, 32)]), ("rt_sigaction", &[equal(0, 33)])];
+const BEGIN: Rules = &[equal("rt_sigaction", 0, 32), equal("rt_sigaction", 0, 33)];
 
 /// What building one more machine takes beside all that its threads do.
 const BUILD: Rules = &[
@@ -282,20 +284,17 @@ pub fn allowed(kind: Kind, again: bool, programs: &[u32]) -> Vec<Allowed> {
     if again {
         lists.extend([VCPU, DEBUGGER, BUILD]);
     }
-    let fixed = lists.into_iter().flatten();
-    let mut allowed: Vec<Allowed> =
-        fixed.map(|(call, checks)| Allowed { call, checks: checks.to_vec() }).collect();
-    let mut allow = |call, checks| allowed.push(Allowed { call, checks });
+    let mut allowed = lists.concat();
     // A panic, and the kick of a vCPU.
     let own = std::process::id();
-    allow("tgkill", vec![equal(0, own)]);
+    allowed.push(equal("tgkill", 0, own));
     if matches!(kind, Kind::EventLoop | Kind::Alone | Kind::Input) {
         // Ctrl-A x, and being stopped.
-        allow("kill", vec![equal(0, own)]);
+        allowed.push(equal("kill", 0, own));
     }
     if matches!(kind, Kind::EventLoop | Kind::Alone) {
         // kill(2): a group is its leader's number, negative.
-        programs.iter().for_each(|leader| allow("kill", vec![equal(0, leader.wrapping_neg())]));
+        allowed.extend(programs.iter().map(|leader| equal("kill", 0, leader.wrapping_neg())));
     }
     allowed
 }
@@ -352,8 +351,8 @@ mod tests {
                 ];
                 assert!(!never.contains(&rule.call), "{}: {}", kind.name(), rule.call);
                 let checked = ["mmap", "mprotect", "prctl", "clone", "kill", "tgkill", "seccomp"];
-                let free = checked.contains(&rule.call) && rule.checks.is_empty();
-                assert!(!free, "{}: {} without checks", kind.name(), rule.call);
+                let free = checked.contains(&rule.call) && rule.check.is_none();
+                assert!(!free, "{}: {} without a check", kind.name(), rule.call);
             }
         }
     }

@@ -23,7 +23,6 @@ use std::thread::{self, JoinHandle};
 
 use anyhow::{Context, Result};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
-use seccompiler::BpfProgram;
 use vmm_sys_util::eventfd::EventFd;
 
 pub use crew::Crew;
@@ -117,7 +116,7 @@ pub struct Sandbox {
     known: Mutex<Known>,
     /// Landlock's rules, if this kernel has landlock.
     rules: OnceLock<Option<OwnedFd>>,
-    filters: [OnceLock<BpfProgram>; Kind::ALL.len()],
+    filters: [OnceLock<filter::Program>; Kind::ALL.len()],
 }
 
 /// What a thread fails at that can't be confined.
@@ -232,7 +231,7 @@ impl Sandbox {
     }
 
     /// The filter of such threads, made once.
-    fn filter(&self, kind: Kind) -> Result<&BpfProgram> {
+    fn filter(&self, kind: Kind) -> Result<&filter::Program> {
         let place = Kind::ALL.iter().position(|known| *known == kind).expect("it is one of them");
         if let Some(filter) = self.filters[place].get() {
             return Ok(filter);
