@@ -33,7 +33,7 @@ pub fn give_back() {
 /// nobody's.
 fn give_back_heap(page: usize) {
     /// Our choice: in all what a start leaves behind.
-    const SIZES: [usize; 5] = [64 << 10, 32 << 10, 16 << 10, 8 << 10, 8 << 10];
+    const SIZES: [usize; 5] = [32 << 10, 16 << 10, 16 << 10, 8 << 10, 8 << 10];
     let blocks = SIZES.map(|size| {
         let layout = Layout::from_size_align(size, 16).expect("a power of two");
         // SAFETY: its size is not zero.
@@ -55,8 +55,8 @@ fn give_back_heap(page: usize) {
 /// Gives back what the main thread's stack held, if this runs on it.
 #[inline(never)]
 pub fn give_back_stack() {
-    /// Our choice: room for this function and what it calls.
-    const KEPT: usize = 16 << 10;
+    /// Our choice: room for this function and for madvise(2), of which the C library's part is a few words.
+    const KEPT: usize = 2 << 10;
     /// Our choice: more than a start takes.
     const GIVEN: usize = 256 << 10;
     /// So far below the first byte of that stack nothing else is ever mapped (Linux v6.12 mm/util.c,

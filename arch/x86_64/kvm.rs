@@ -90,6 +90,8 @@ pub fn before_vcpus(kvm: &Kvm, vm: &VmFd, cpus: usize, machine: Machine) -> Resu
         let features = cpuid.as_mut_slice().iter_mut().filter(|leaf| leaf.function == 1);
         features.for_each(|leaf| leaf.ecx |= cpuid::TSC_DEADLINE);
     }
+    // Without the room for as many leaves as there could be.
+    let cpuid = CpuId::from_entries(cpuid.as_slice()).context("take memory for CPUID")?;
     Ok(Chips { cpuid, cpus, machine })
 }
 
