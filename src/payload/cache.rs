@@ -7,11 +7,15 @@
 //! once and names are looked up in it alone: a symbolic link is never followed.
 //!
 //! ```text
-//! 0               len     whole pages           + 56
-//! | the unpacked  | zeros | trailer: magic, key, len, hash |
+//! 0               len     whole pages                                                     + 80
+//! | the unpacked  | zeros | trailer: magic, key, len, hash; checked: during which boot, when |
 //! ```
 //!
 //! The content starts at 0 and zeros fill its last page, so that it can be mapped as it is.
+//!
+//! To hash a kernel takes as long as to load it. So a file says when that was done, and has that time as
+//! the one of its last change: as long as both are the same nobody has written to it, and as long as the
+//! host has not booted since, nothing that was written can be lost.
 
 use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
@@ -21,16 +25,21 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use anyhow::Result;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
+
+use super::Payload;
 
 /// Our choice: room for about ten kernels.
 const LIMIT: u64 = 512 << 20;
 /// The largest page of any host: content and zeros fill whole ones.
 const PAGE: u64 = 64 * 1024;
 /// The trailer's first bytes; the last one counts versions of the layout.
-const MAGIC: &[u8; 8] = b"bvcache\x01";
-const TRAILER: usize = 56;
+const MAGIC: &[u8; 8] = b"bvcache\x02";
+const TRAILER: usize = 80;
+/// Where the trailer says when the hash was found right.
+const CHECKED: usize = 56;
 /// What the names of whole files end with; unfinished ones have another end.
 const WHOLE: &str = ".unpacked";
 const UNFINISHED: &str = ".new";
@@ -50,6 +59,15 @@ impl Key {
     /// The key of what `packed` unpacks to.
     pub fn of(packed: &[u8]) -> Self {
         Self { hash: xxh3_128(packed), len: packed.len() as u64 }
+    }
+
+    /// The key of what `len` bytes of `payload` unpack to, which are not kept in memory.
+    pub fn at(payload: &Payload, at: u64, len: u64) -> Result<Self> {
+        if let Some(packed) = payload.slice(at, len) {
+            return Ok(Self::of(packed));
+        }
+        let read = |part: &mut [u8], from| payload.read_at(part, at + from, "packed kernel");
+        Ok(Self { hash: hash_by_parts(len, read)?, len })
     }
 
     fn name(self) -> String {
@@ -91,9 +109,10 @@ impl Cache {
 
     /// The image with this key, and its length in bytes. The file is longer.
     pub fn find(&self, key: Key) -> Option<(File, u64)> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(&self.folder, key.name(), flags, Mode::empty()).ok()?;
-        let file = File::from(file);
+        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let open = |how| rustix::fs::openat(&self.folder, key.name(), flags | how, Mode::empty());
+        // Who may not write it checks it each time.
+        let file = File::from(open(OFlags::RDWR).or_else(|_| open(OFlags::RDONLY)).ok()?);
         let metadata = file.metadata().ok()?;
         if !metadata.is_file() || !is_ours(metadata.uid(), metadata.mode()) {
             return None;
@@ -101,14 +120,26 @@ impl Cache {
         let mut trailer = [0; TRAILER];
         let end = metadata.len().checked_sub(TRAILER as u64)?;
         file.read_exact_at(&mut trailer, end).ok()?;
+        let (what, checked) = trailer.split_at(CHECKED);
         let len = u64::from_le_bytes(trailer[32..40].try_into().ok()?);
-        if len.checked_next_multiple_of(PAGE) != Some(end)
-            || trailer != make_trailer(key, len, hash_of(&file, len)?)
-        {
+        let hash = u128::from_le_bytes(trailer[40..CHECKED].try_into().ok()?);
+        if len.checked_next_multiple_of(PAGE) != Some(end) || what != describe(key, len, hash) {
             return None;
         }
-        // What was used last is removed last. A read-only file system keeps no such order.
-        let _ = file.set_modified(SystemTime::now());
+        let boot = boot();
+        let changed = (metadata.mtime(), metadata.mtime_nsec());
+        let is_checked =
+            boot.is_some_and(|boot| changed.1 == 0 && checked == when(boot, changed.0));
+        if !is_checked {
+            let found = hash_by_parts(len, |part, at| file.read_exact_at(part, at)).ok()?;
+            if found != hash {
+                return None;
+            }
+            let _ = boot.map(|boot| mark_checked(&file, end, boot));
+        } else {
+            // What was used last is removed last. A read-only file system keeps no such order.
+            let _ = set_times(&file, Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT });
+        }
         Some((file, len))
     }
 
@@ -141,7 +172,9 @@ impl Cache {
         let zeros = vec![0; (len.next_multiple_of(PAGE) - len) as usize];
         file.write_all(unpacked).ok()?;
         file.write_all(&zeros).ok()?;
-        file.write_all(&make_trailer(key, len, xxh3_128(unpacked))).ok()?;
+        file.write_all(&describe(key, len, xxh3_128(unpacked))).ok()?;
+        file.write_all(&[0; TRAILER - CHECKED]).ok()?;
+        let _ = boot().map(|boot| mark_checked(&file, len.next_multiple_of(PAGE), boot));
         Some(file)
     }
 
@@ -154,12 +187,12 @@ impl Cache {
             let name = entry.file_name().to_owned();
             let flags = AtFlags::SYMLINK_NOFOLLOW;
             let Ok(status) = rustix::fs::statat(&self.folder, &name, flags) else { continue };
-            let used = SystemTime::UNIX_EPOCH + Duration::from_secs(status.st_mtime.max(0) as u64);
+            let begun = SystemTime::UNIX_EPOCH + Duration::from_secs(status.st_mtime.max(0) as u64);
             let unfinished = name.to_bytes().ends_with(UNFINISHED.as_bytes());
-            if unfinished && used.elapsed().is_ok_and(|age| age > STALE) {
+            if unfinished && begun.elapsed().is_ok_and(|age| age > STALE) {
                 let _ = rustix::fs::unlinkat(&self.folder, &name, AtFlags::empty());
             } else if name.to_bytes().ends_with(WHOLE.as_bytes()) {
-                kept.push((status.st_mtime, status.st_mtime_nsec, status.st_size as u64, name));
+                kept.push((status.st_atime, status.st_atime_nsec, status.st_size as u64, name));
             }
         }
         kept.sort();
@@ -180,154 +213,60 @@ fn is_ours(owner: u32, mode: u32) -> bool {
     owner == rustix::process::geteuid().as_raw() && mode & 0o022 == 0
 }
 
-/// The hash of the first `len` bytes of `file`.
-fn hash_of(file: &File, len: u64) -> Option<u128> {
+/// The hash of `len` bytes, of which `read` gives those at an offset.
+fn hash_by_parts<E>(len: u64, read: impl Fn(&mut [u8], u64) -> Result<(), E>) -> Result<u128, E> {
     let mut hash = Xxh3::new();
     let mut buffer = vec![0; CHUNK];
     let mut at = 0;
     while at < len {
         let part = (len - at).min(CHUNK as u64) as usize;
-        file.read_exact_at(&mut buffer[..part], at).ok()?;
+        read(&mut buffer[..part], at)?;
         hash.update(&buffer[..part]);
         at += part as u64;
     }
-    Some(hash.digest128())
+    Ok(hash.digest128())
 }
 
-fn make_trailer(key: Key, len: u64, hash: u128) -> [u8; TRAILER] {
-    let mut trailer = [0; TRAILER];
+/// The trailer up to [`CHECKED`].
+fn describe(key: Key, len: u64, hash: u128) -> [u8; CHECKED] {
+    let mut trailer = [0; CHECKED];
     trailer[..8].copy_from_slice(MAGIC);
     trailer[8..24].copy_from_slice(&key.hash.to_le_bytes());
     trailer[24..32].copy_from_slice(&key.len.to_le_bytes());
     trailer[32..40].copy_from_slice(&len.to_le_bytes());
-    trailer[40..56].copy_from_slice(&hash.to_le_bytes());
+    trailer[40..].copy_from_slice(&hash.to_le_bytes());
     trailer
 }
 
-#[cfg(test)]
-mod tests {
-    use std::fs;
-    use std::os::unix::fs::{PermissionsExt, symlink};
-
-    use super::*;
-
-    struct Place(tempfile::TempDir);
-
-    impl Place {
-        fn new() -> Self {
-            Self(tempfile::tempdir().unwrap())
-        }
-        fn path(&self) -> PathBuf {
-            self.0.path().join("bivisor")
-        }
-        fn cache(&self) -> Cache {
-            Cache::open(&self.path(), 1 << 20).unwrap()
-        }
-        fn files(&self) -> Vec<PathBuf> {
-            fs::read_dir(self.path()).unwrap().map(|entry| entry.unwrap().path()).collect()
-        }
-    }
-
-    fn content((file, len): (File, u64)) -> Vec<u8> {
-        let mut bytes = vec![0; len as usize];
-        file.read_exact_at(&mut bytes, 0).unwrap();
-        bytes
-    }
-
-    #[test]
-    fn what_was_kept_is_found_by_its_key_alone() {
-        let place = Place::new();
-        for bytes in [&b""[..], b"unpacked", &[7; 3 * PAGE as usize]] {
-            let key = Key::of(&[b"packed", bytes].concat());
-            assert!(place.cache().find(key).is_none());
-            place.cache().keep(key, bytes).unwrap();
-            assert_eq!(content(place.cache().find(key).unwrap()), bytes);
-            assert!(place.cache().find(Key { len: key.len + 1, ..key }).is_none());
-        }
-        let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
-        assert_eq!(mode(&place.path()), 0o700);
-        assert!(place.files().iter().all(|file| mode(file) == 0o600));
-    }
-
-    #[test]
-    fn the_last_page_is_filled_with_zeros() {
-        let place = Place::new();
-        let file = place.cache().keep(Key::of(b"packed"), &[0xff; 100]).unwrap();
-        let mut rest = vec![1; PAGE as usize - 100];
-        file.read_exact_at(&mut rest, 100).unwrap();
-        assert!(rest.iter().all(|&byte| byte == 0));
-    }
-
-    #[test]
-    fn a_damaged_file_is_not_believed_and_can_be_replaced() {
-        let key = Key::of(b"packed");
-        let damages: [fn(&mut Vec<u8>); 6] = [
-            |bytes| bytes[3] ^= 1,
-            |bytes| bytes.truncate(bytes.len() - 1),
-            |bytes| bytes.truncate(10),
-            |bytes| bytes.clear(),
-            |bytes| *bytes.iter_mut().rev().nth(TRAILER - 33).unwrap() ^= 1,
-            |bytes| bytes.extend([0; TRAILER]),
-        ];
-        for damage in damages {
-            let place = Place::new();
-            place.cache().keep(key, b"unpacked").unwrap();
-            let [file] = &place.files()[..] else { panic!("one file is there") };
-            let mut bytes = fs::read(file).unwrap();
-            damage(&mut bytes);
-            fs::write(file, bytes).unwrap();
-            assert!(place.cache().find(key).is_none());
-            place.cache().keep(key, b"unpacked").unwrap();
-            assert_eq!(content(place.cache().find(key).unwrap()), b"unpacked");
-        }
-    }
-
-    #[test]
-    fn hostile_52_links_and_what_others_may_write_are_left_alone() {
-        let key = Key::of(b"packed");
-        let place = Place::new();
-        let elsewhere = place.0.path().join("elsewhere");
-        place.cache().keep(key, b"unpacked").unwrap();
-        let [file] = &place.files()[..] else { panic!("one file is there") };
-        fs::rename(file, &elsewhere).unwrap();
-        symlink(&elsewhere, file).unwrap();
-        let before = fs::read(&elsewhere).unwrap();
-        assert!(place.cache().find(key).is_none(), "a link is not followed");
-        place.cache().keep(key, b"replaced").unwrap();
-        assert_eq!(fs::read(&elsewhere).unwrap(), before);
-        assert_eq!(content(place.cache().find(key).unwrap()), b"replaced");
-        fs::set_permissions(file, fs::Permissions::from_mode(0o666)).unwrap();
-        assert!(place.cache().find(key).is_none(), "others may have written it");
-        fs::set_permissions(place.path(), fs::Permissions::from_mode(0o777)).unwrap();
-        assert!(Cache::open(&place.path(), 1 << 20).is_none(), "others may write the folder");
-        let link = place.0.path().join("link");
-        symlink(place.path(), &link).unwrap();
-        assert!(Cache::open(&link, 1 << 20).is_none(), "the folder is a link");
-        assert!(Cache::open(&elsewhere, 1 << 20).is_none(), "the folder is a file");
-        assert!(Cache::open(Path::new("/proc/none/bivisor"), 1 << 20).is_none());
-    }
-
-    #[test]
-    fn what_was_used_last_stays_when_room_is_needed() {
-        let place = Place::new();
-        let large = vec![1; 400 << 10];
-        let keys = [b"first", b"other", b"third"].map(|packed| Key::of(packed));
-        let age = |index: usize, seconds| {
-            let file = File::open(place.path().join(keys[index].name())).unwrap();
-            file.set_modified(SystemTime::now() - Duration::from_secs(seconds)).unwrap();
-        };
-        place.cache().keep(keys[0], &large).unwrap();
-        place.cache().keep(keys[1], &large).unwrap();
-        age(0, 20);
-        age(1, 10);
-        assert!(place.cache().find(keys[0]).is_some(), "used just now");
-        let stale = place.path().join("0123.new");
-        File::create(&stale).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
-        place.cache().keep(keys[2], &large).unwrap();
-        let found = keys.map(|key| place.cache().find(key).is_some());
-        assert_eq!(found, [true, false, true]);
-        assert!(!stale.exists());
-        assert!(place.cache().keep(Key::of(b"huge"), &vec![0; 2 << 20]).is_none());
-        assert_eq!(place.files().len(), 2, "what does not fit pushes nothing out");
-    }
+/// The rest of it: a second (since 1970) of the time between two boots.
+fn when(boot: u128, second: i64) -> [u8; TRAILER - CHECKED] {
+    let mut checked = [0; TRAILER - CHECKED];
+    checked[..16].copy_from_slice(&boot.to_le_bytes());
+    checked[16..].copy_from_slice(&second.to_le_bytes());
+    checked
 }
+
+/// A number that the host has drawn when it booted (random(4)).
+fn boot() -> Option<u128> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    u128::from_str_radix(&text.trim().replace('-', ""), 16).ok()
+}
+
+/// Has the file whose trailer begins at `end` say that its hash was right just now.
+fn mark_checked(file: &File, end: u64, boot: u128) -> std::io::Result<()> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let second = now.as_secs() as i64;
+    file.write_all_at(&when(boot, second), end + CHECKED as u64)?;
+    // A whole second, which every file system keeps, and which a write hardly ever leaves.
+    set_times(file, Timespec { tv_sec: second, tv_nsec: 0 })
+}
+
+/// The file was used now, and changed then.
+fn set_times(file: &File, changed: Timespec) -> std::io::Result<()> {
+    let last_access = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+    Ok(rustix::fs::futimens(file, &Timestamps { last_access, last_modification: changed })?)
+}
+
+#[cfg(test)]
+#[path = "cache_tests.rs"]
+mod tests;

@@ -211,6 +211,13 @@ fn take_off(
             compression.name()
         );
     }
+    let cache = unpacking.cache.filter(|_| compression.is_some());
+    if let Some(cache) = cache
+        && let Some((file, len)) = cache.find(Key::at(bytes, at, len)?)
+        && len <= unpacking.limit
+    {
+        return Ok(Payload::File(file, len));
+    }
     let mut own = Vec::new();
     let input = match bytes.slice(at, len) {
         Some(input) => input,
@@ -225,17 +232,10 @@ fn take_off(
     let Some(compression) = compression else {
         return Ok(Payload::Memory(input.to_vec()));
     };
-    let Some(cache) = unpacking.cache else {
-        return Ok(Payload::Memory(unpack(compression, input, unpacking.limit)?));
-    };
-    let key = Key::of(input);
-    if let Some((file, len)) = cache.find(key).filter(|(_, len)| *len <= unpacking.limit) {
-        return Ok(Payload::File(file, len));
-    }
     let unpacked = unpack(compression, input, unpacking.limit)?;
     let len = unpacked.len() as u64;
-    Ok(match cache.keep(key, &unpacked) {
-        // The pages that were just written: a guest maps them, as the next one will.
+    // The pages that were just written: a guest maps them, as the next one will.
+    Ok(match cache.and_then(|cache| cache.keep(Key::of(input), &unpacked)) {
         Some(file) => Payload::File(file, len),
         None => Payload::Memory(unpacked),
     })
