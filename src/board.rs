@@ -29,7 +29,7 @@ pub struct Pci {
 }
 
 /// What Linux finds where a machine has no PCI bus.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NoPci {
     /// What its command line says of it.
     pub cmdline: &'static str,

@@ -40,7 +40,7 @@ pub struct Given<'a> {
     pub image: &'a str,
     /// The device behind its console.
     pub console: ConsoleDevice,
-    /// What Linux is told of PCI, unless its user says something of it.
+    /// What Linux is told of PCI, if anything.
     pub bus: &'a str,
     /// For the command line.
     pub cmdline: &'a str,
@@ -60,7 +60,7 @@ pub fn linux_is_told_of_pci(takes: Takes, cmdline: &str) -> bool {
 
 impl Given<'_> {
     fn words_for_linux(&self) -> String {
-        let bus = Some(self.bus).filter(|words| !words.is_empty() && !says(self.cmdline, BUS));
+        let bus = Some(self.bus).filter(|words| !words.is_empty());
         let is_elsewhere = says(self.cmdline, CONSOLE);
         [Some(&*self.console_for_linux(is_elsewhere)), bus]
             .into_iter()
@@ -207,10 +207,11 @@ mod tests {
             assert_eq!(given.words_for_linux(), expected);
             let given = Given { bus: "pci=conf1", ..given };
             assert_eq!(given.words_for_linux(), format!("{expected} pci=conf1"));
-            let cmdline = format!("{cmdline} pci=nomsi");
-            let given = Given { cmdline: &cmdline, ..given };
-            assert_eq!(given.words_for_linux(), expected);
         }
+        let linux = Takes::Ramdisk { is_linux: true, cmdline: 40, below: BELOW };
+        assert!(linux_is_told_of_pci(linux, "quiet spci=x"));
+        assert!(!linux_is_told_of_pci(linux, "quiet pci=nomsi"), "its user tells it");
+        assert!(!linux_is_told_of_pci(Takes::Nothing, ""), "no Linux");
         let console = ConsoleDevice::Virtio;
         let words =
             Given { image: "", console, bus: "", cmdline: "", files: &[] }.words_for_linux();

@@ -21,7 +21,7 @@ use kvm_ioctls::{Cap, Kvm, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::{self, layout};
-use crate::board::{Board, Start};
+use crate::board::{Board, NoPci, Start};
 use crate::bus::Bus;
 use crate::config::{Config, ConsoleDevice, Memory};
 use crate::console::watch::{Wanted, Watch};
@@ -162,9 +162,11 @@ impl Machine {
         let by_image = if way.is_bare() { Carrier::Mmio } else { Carrier::Pci };
         let is_plain = config.is_only && way.is_bare() && virtio.is_empty();
         let pci = config.transport.unwrap_or(by_image) == Carrier::Pci && !virtio.is_empty();
-        if !pci && kernel::linux_is_told_of_pci(way.takes, &config.cmdline) {
-            devices.insert_extras(layout::WITHOUT_PCI.extras, &output, &serial_input)?;
-        }
+        let without_pci = match !pci && kernel::linux_is_told_of_pci(way.takes, &config.cmdline) {
+            true => layout::WITHOUT_PCI,
+            false => NoPci::default(),
+        };
+        devices.insert_extras(without_pci.extras, &output, &serial_input)?;
         devices.insert_all(machine, exit_register, debug, &output, &serial_input)?;
         let virtio = if !crate::FULL {
             Vec::new()
@@ -186,7 +188,7 @@ impl Machine {
         let board = Board { cpus: config.cpus, ram: ranges, exit_register, virtio, pci };
         let (cmdline, files) = (&config.cmdline, &config.initrds);
         let console = config.console_device;
-        let words = if pci { "" } else { layout::WITHOUT_PCI.cmdline };
+        let words = without_pci.cmdline;
         let given = Given { image: &config.name, console, bus: words, cmdline, files };
         let mut kernel = given.place(way.takes, &ram, &mut places)?;
         timeline.reached("load");

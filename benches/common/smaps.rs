@@ -8,7 +8,7 @@ use std::ops::Add;
 pub struct Usage {
     /// Of all kinds.
     pub resident: u64,
-    /// Nobody else's, and in no file.
+    /// Nobody else's, and in no file: what a program just built still owes the disk is not it.
     pub private_dirty: u64,
 }
 
@@ -23,7 +23,7 @@ impl Add for Usage {
     }
 }
 
-/// A process's mappings, in the order of their addresses.
+/// A process's mappings, in the order of their addresses; without libraries, which programs share.
 pub struct Mappings(Vec<(u64, u64, Usage)>);
 
 impl Mappings {
@@ -31,19 +31,24 @@ impl Mappings {
     pub fn of(process: u32) -> Self {
         let text = fs::read_to_string(format!("/proc/{process}/smaps")).unwrap_or_default();
         let mut mappings: Vec<(u64, u64, Usage)> = Vec::new();
+        let (mut counts, mut is_writable) = (false, false);
         for line in text.lines() {
             let range = line.split_once(' ').and_then(|(range, _)| range.split_once('-'));
             let number = |text| u64::from_str_radix(text, 16).ok();
             if let Some((start, end)) = range.and_then(|(a, b)| number(a).zip(number(b))) {
-                mappings.push((start, end, Usage::default()));
+                counts = !line.contains(".so");
+                is_writable = line.split(' ').nth(1).is_some_and(|may| may.contains('w'));
+                mappings.extend(counts.then_some((start, end, Usage::default())));
             }
-            let Some((_, _, usage)) = mappings.last_mut() else { continue };
+            let Some((_, _, usage)) = mappings.last_mut().filter(|_| counts) else { continue };
             let kib = |name| {
                 let value: Option<&str> = line.strip_prefix(name);
                 value.map_or(0, |text| text.trim().trim_end_matches(" kB").parse().unwrap_or(0))
             };
             usage.resident += kib("Rss:");
-            usage.private_dirty += kib("Private_Dirty:");
+            if is_writable {
+                usage.private_dirty += kib("Private_Dirty:");
+            }
         }
         Self(mappings)
     }

@@ -149,15 +149,14 @@ const LINE: Rules = &[ioctl(0xae61)];
 /// What a driver negotiates with a tap: TUNSETOFFLOAD, TUNSETQUEUE.
 const TAP: Rules = &[ioctl(0x54d0), ioctl(0x54d9)];
 
-/// KVM_RUN; what a guest moves or sets up on its buses: KVM_SET_GSI_ROUTING, KVM_IRQFD, KVM_IOEVENTFD,
-/// KVM_SIGNAL_MSI; FIONBIO; for coalesced writes KVM_CHECK_EXTENSION, KVM_REGISTER_COALESCED_MMIO and
+/// KVM_RUN; what a guest moves or sets up on its buses: KVM_SET_GSI_ROUTING, KVM_IRQFD, KVM_IOEVENTFD;
+/// FIONBIO; for coalesced writes KVM_CHECK_EXTENSION, KVM_REGISTER_COALESCED_MMIO and
 /// KVM_UNREGISTER_COALESCED_MMIO.
 const VCPU: Rules = &[
     ioctl(0xae80),
     ioctl(0xae6a),
     ioctl(0xae76),
     ioctl(0xae79),
-    ioctl(0xaea5),
     ioctl(0x5421),
     ioctl(0xae03),
     ioctl(0xae67),

@@ -51,7 +51,12 @@ impl Rig {
     /// What the event loop does: waits until something is to be written, and writes it.
     fn flush(&self) -> Option<Stop> {
         let mut fds = [sys::poll_entry(&*self.wake, libc::POLLIN)];
-        sys::poll(&mut fds, Some(Duration::from_secs(20))).unwrap();
+        // Second by second: where the host itself is stopped for a while, one of them is lost.
+        let woken = (0..20).any(|_| {
+            sys::poll(&mut fds, Some(Duration::from_secs(1))).unwrap();
+            fds[0].revents != 0
+        });
+        assert!(woken, "nobody has anything to write");
         let _ = self.wake.read();
         // It may find the device at it.
         while self.output.waiting().is_some() {
