@@ -170,6 +170,8 @@ mod contract {
 
     /// Where the register with a system call's result lies in a signal's context: bytes from its start.
     const _: usize = SIGNAL_RESULT;
+    /// This machine where a filter is told whose system calls they are.
+    const _: u32 = AUDIT;
     /// What only this architecture's hosts have to tell.
     const _: fn(&Kvm) -> Vec<Finding> = findings;
     /// The embedded guests.

@@ -231,13 +231,13 @@ impl Config {
 
     /// Refuses what only a library with the feature `full` gives a machine.
     pub(crate) fn check_features(&self) -> Result<()> {
-        let virtio = [
+        let extras = [
             (!self.devices.is_empty(), "a virtio device"),
             (self.balloon.is_some(), "a balloon"),
             (self.console_device == ConsoleDevice::Virtio, "a virtio console"),
             (self.gdb.is_some(), "gdb"),
         ];
-        let asked = virtio.iter().find(|(is_asked, _)| *is_asked && !crate::FULL);
+        let asked = extras.iter().find(|(is_asked, _)| *is_asked && !crate::FULL);
         ensure!(
             asked.is_none(),
             "{} is asked for: this bivisor was built without the feature `full`, build it with",

@@ -37,6 +37,10 @@ pub const NAME: &str = "aarch64";
 /// link and stack, 128 of signal masks, aligned to 16, and the address of a fault.
 pub const SIGNAL_RESULT: usize = 176 + 8;
 
+/// This machine in `struct seccomp_data` (Linux v6.12 include/uapi/linux/audit.h: the ELF machine, 64 bits wide,
+/// the least significant byte first).
+pub const AUDIT: u32 = 0xc000_0000 | EM_AARCH64 as u32;
+
 /// `e_machine` (ELF for the Arm 64-bit Architecture, "ELF Header").
 const EM_AARCH64: u16 = 183;
 

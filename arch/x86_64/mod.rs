@@ -34,6 +34,10 @@ pub const NAME: &str = "x86_64";
 /// behind the 40 bytes of flags, link and stack.
 pub const SIGNAL_RESULT: usize = 40 + 13 * 8;
 
+/// This machine in `struct seccomp_data` (Linux v6.12 include/uapi/linux/audit.h: the ELF machine, 64 bits wide,
+/// the least significant byte first).
+pub const AUDIT: u32 = 0xc000_0000 | EM_X86_64 as u32;
+
 /// `e_machine` values (System V ABI, chapter 4).
 const EM_386: u16 = 3;
 const EM_X86_64: u16 = 62;

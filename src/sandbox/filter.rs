@@ -4,12 +4,13 @@
 //! It is short, as a start waits until the kernel has compiled it and has tried it with every number that
 //! there is: a binary search by the number, and at its end a row of numbers or one call's arguments.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use libc::sock_filter;
 use syscalls::Sysno;
 
 use super::Mode;
 use super::calls::{Allowed, Check};
+use crate::arch;
 
 /// A filter.
 pub type Program = Vec<sock_filter>;
@@ -32,16 +33,6 @@ const NUMBER: u32 = 0;
 const MACHINE: u32 = 4;
 const ARGUMENTS: u32 = 16;
 
-/// Calls of this machine that are 64 bits wide and have the least significant byte first (linux/audit.h:
-/// AUDIT_ARCH_X86_64, AUDIT_ARCH_AARCH64; their lower halves are the ELF machines).
-fn machine() -> Result<u32> {
-    match std::env::consts::ARCH {
-        "x86_64" => Ok(0xc000_003e),
-        "aarch64" => Ok(0xc000_00b7),
-        other => bail!("no filters for {other}"),
-    }
-}
-
 const fn step(code: u32, k: u32) -> sock_filter {
     sock_filter { code: code as u16, jt: 0, jf: 0, k }
 }
@@ -53,7 +44,7 @@ const fn if_not_skip_one(code: u32, k: u32) -> sock_filter {
 
 /// A program for the kernel that lets through what `rules` allow. Names that this machine's kernel
 /// does not have stand for calls that another has instead.
-pub fn compile(rules: &[Allowed], mode: Mode) -> Result<Program> {
+pub fn compile(rules: &[Allowed], mode: Mode) -> Program {
     let refuse = match mode {
         Mode::Log => step(RETURN, libc::SECCOMP_RET_LOG),
         _ => step(RETURN, libc::SECCOMP_RET_TRAP),
@@ -67,7 +58,7 @@ pub fn compile(rules: &[Allowed], mode: Mode) -> Result<Program> {
     let leaves = leaves(&ways);
     let mut program = vec![
         step(LOAD, MACHINE),
-        sock_filter { jt: 1, ..step(IF_EQUAL, machine()?) },
+        sock_filter { jt: 1, ..step(IF_EQUAL, arch::AUDIT) },
         step(RETURN, libc::SECCOMP_RET_KILL_PROCESS),
         step(LOAD, NUMBER),
         // A kernel of before clone3(2), whose flags no filter can see: C libraries then call clone(2).
@@ -75,7 +66,7 @@ pub fn compile(rules: &[Allowed], mode: Mode) -> Result<Program> {
         step(RETURN, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32),
     ];
     append_search(&mut program, &leaves, refuse);
-    Ok(program)
+    program
 }
 
 /// A number that is let through: with an argument of this kind, or whatever they are.
@@ -210,14 +201,14 @@ mod tests {
         let programs: Vec<u32> = (1000..1600).collect();
         for (kind, again) in Kind::ALL.into_iter().flat_map(|kind| [(kind, false), (kind, true)]) {
             let listed = calls::allowed(kind, again, &programs);
-            let program = compile(&listed, Mode::On).unwrap();
+            let program = compile(&listed, Mode::On);
             println!("{}: {} instructions", kind.name(), program.len());
             let by_number = |rule: &Allowed| {
                 rule.call.parse::<Sysno>().ok().map(|call| (call.id() as u32, rule.check))
             };
             let rules: Vec<_> = listed.iter().filter_map(by_number).collect();
             let check = |number, args| {
-                let found = answer(&program, number, machine().unwrap(), args);
+                let found = answer(&program, number, arch::AUDIT, args);
                 let what = format!("call {number} {args:x?} in the {} thread", kind.name());
                 assert_eq!(found, expected(&rules, number, args), "{what}");
             };
@@ -234,7 +225,7 @@ mod tests {
                     check(*number, args);
                 }
             }
-            let other = answer(&program, rules[0].0, machine().unwrap() ^ 1, [0; 6]);
+            let other = answer(&program, rules[0].0, arch::AUDIT ^ 1, [0; 6]);
             assert_eq!(other, libc::SECCOMP_RET_KILL_PROCESS, "another machine's calls");
         }
     }

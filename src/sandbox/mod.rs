@@ -186,7 +186,7 @@ impl Sandbox {
         // Threads enter at the same time, and would wait for each other's allocations.
         let first: &[Kind] = if alone { &[Kind::Alone] } else { &[Kind::Vcpu, Kind::EventLoop] };
         for kind in first {
-            self.filter(*kind)?;
+            self.filter(*kind);
         }
         let stays_free = self.is_free(Kind::EventLoop);
         if !is_inside() && !stays_free {
@@ -201,7 +201,7 @@ impl Sandbox {
         if !is_inside() && !self.is_free(kind) {
             refused::set_kind(kind);
             let confined = if heir { Ok(()) } else { self.confine() };
-            let filtered = confined.and_then(|()| filter::install(self.filter(kind)?));
+            let filtered = confined.and_then(|()| filter::install(self.filter(kind)));
             filtered.context(ENTER)?;
         }
         set_here(Some(Here { sandbox: self.clone(), crew: crew.cloned() }));
@@ -231,15 +231,13 @@ impl Sandbox {
     }
 
     /// The filter of such threads, made once.
-    fn filter(&self, kind: Kind) -> Result<&filter::Program> {
+    fn filter(&self, kind: Kind) -> &filter::Program {
         let place = Kind::ALL.iter().position(|known| *known == kind).expect("it is one of them");
-        if let Some(filter) = self.filters[place].get() {
-            return Ok(filter);
-        }
-        let again = kind == Kind::EventLoop && self.again != Again::Never;
-        let rules = calls::allowed(kind, again, &self.known().programs);
-        let filter = filter::compile(&rules, self.mode).context("seccomp")?;
-        Ok(self.filters[place].get_or_init(|| filter))
+        self.filters[place].get_or_init(|| {
+            let again = kind == Kind::EventLoop && self.again != Again::Never;
+            let rules = calls::allowed(kind, again, &self.known().programs);
+            filter::compile(&rules, self.mode)
+        })
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
