@@ -185,7 +185,7 @@ fn growth(folder: &Path, name: &str, option: &str, values: &[&str]) {
     let candidate =
         |value: &&str| Candidate::new(value, OWN, &format!("run {image} {option} {value}"));
     let mut candidates: Vec<_> = values.iter().map(candidate).collect();
-    in_turn(&mut candidates, rounds(100).div_ceil(3));
+    in_turn(&mut candidates, rounds(100).div_ceil(2));
     tell(name, &candidates, |times| times.end);
 }
 
