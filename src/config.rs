@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 
 use crate::arch;
 use crate::console::Console;
@@ -206,7 +206,7 @@ impl Config {
             .iter()
             .map(|(name, value)| {
                 let Some((register, bits)) = arch::register(name) else {
-                    anyhow::bail!(
+                    bail!(
                         "--reg {name}: {} has no such register; it has {}",
                         arch::NAME,
                         arch::REGISTER_NAMES
@@ -237,12 +237,11 @@ impl Config {
             (self.console_device == ConsoleDevice::Virtio, "a virtio console"),
             (self.gdb.is_some(), "gdb"),
         ];
-        let asked = extras.iter().find(|(is_asked, _)| *is_asked && !crate::FULL);
-        ensure!(
-            asked.is_none(),
-            "{} is asked for: this bivisor was built without the feature `full`, build it with",
-            asked.map_or("", |(_, name)| name)
-        );
+        if let Some((_, name)) = extras.iter().find(|(is_asked, _)| *is_asked && !crate::FULL) {
+            bail!(
+                "{name} is asked for: this bivisor was built without the feature `full`, build it with"
+            );
+        }
         Ok(())
     }
 

@@ -245,8 +245,12 @@ mod tests {
             ("bivisor run f --cpus 1.5", "'1.5'"),
             ("bivisor run f --mode none", "'none'"),
             ("bivisor run f --machine none", "'none'"),
+            #[cfg(feature = "full")]
+            ("bivisor run f --transport isa", "'isa'"),
             ("bivisor run f --max-exits 0", "'0'"),
             ("bivisor run f --fast", "'--fast'"),
+            #[cfg(feature = "full")]
+            ("bivisor guests export hello", "<FILE>"),
         ] {
             let Parsed::Wrong(message) = parsed(line) else { panic!("{line} is accepted") };
             assert!(message.contains(named) && !message.contains('\n'), "{line}: {message}");

@@ -130,15 +130,15 @@ impl Cache {
         let changed = (metadata.mtime(), metadata.mtime_nsec());
         let is_checked =
             boot.is_some_and(|boot| changed.1 == 0 && checked == when(boot, changed.0));
-        if !is_checked {
+        if is_checked {
+            // What was used last is removed last. A read-only file system keeps no such order.
+            let _ = set_times(&file, Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT });
+        } else {
             let found = hash_by_parts(len, |part, at| file.read_exact_at(part, at)).ok()?;
             if found != hash {
                 return None;
             }
             let _ = boot.map(|boot| mark_checked(&file, end, boot));
-        } else {
-            // What was used last is removed last. A read-only file system keeps no such order.
-            let _ = set_times(&file, Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT });
         }
         Some((file, len))
     }
