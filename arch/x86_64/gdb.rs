@@ -4,12 +4,14 @@
 //! can't change that later. Addresses are linear: in real mode the base of CS is not added to the
 //! `rip` that gdb shows.
 
+use std::array::from_fn;
+
 use anyhow::{Context, Result};
 use gdbstub_arch::x86::reg::{X86_64CoreRegs, X86SegmentRegs, X87FpuInternalRegs};
 use kvm_bindings::{
     KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_INJECT_BP, KVM_GUESTDBG_INJECT_DB,
-    KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP, KVM_GUESTDBG_USE_SW_BP, kvm_fpu,
-    kvm_guest_debug, kvm_guest_debug_arch, kvm_sregs,
+    KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP, KVM_GUESTDBG_USE_SW_BP, kvm_guest_debug,
+    kvm_guest_debug_arch, kvm_sregs,
 };
 use kvm_ioctls::{Kvm, VmFd};
 
@@ -27,6 +29,19 @@ pub type GdbArch = gdbstub_arch::x86::X86_64_SSE;
 /// `rbp`.
 const GDB_ORDER: [usize; 16] = [0, 1, 2, 3, 4, 5, 7, 6, 8, 9, 10, 11, 12, 13, 14, 15];
 
+/// Words of 32 bits in an XSAVE area (SDM vol. 1, "XSAVE Area", and the table of FXSAVE's 64-bit format): control
+/// and status; tags and opcode; the last instruction and operand; MXCSR; the registers, four words each.
+const CONTROL: usize = 0;
+const TAG: usize = 1;
+const INSTRUCTION: usize = 2;
+const OPERAND: usize = 4;
+const MXCSR: usize = 6;
+const ST: usize = 8;
+const XMM: usize = 40;
+/// Which parts are in use (XSTATE_BV), and these two of them.
+const USED: usize = 128;
+const X87_AND_SSE: u32 = 0b11;
+
 /// Debug registers that can be used: every CPU has them.
 pub fn debug_slots(_: &Kvm, _: &VmFd) -> Slots {
     SLOTS
@@ -41,7 +56,7 @@ impl Vcpu {
     pub fn gdb_registers(&self) -> Result<X86_64CoreRegs> {
         let values = general(&mut self.fd.get_regs().context("read REGS")?).map(|value| *value);
         let sregs = self.fd.get_sregs().context("read SREGS")?;
-        let fpu = self.fd.get_fpu().context("read the FPU")?;
+        let area = self.fd.get_xsave().context("read the FPU")?.region;
         let selector = |segment: kvm_bindings::kvm_segment| segment.selector.into();
         Ok(X86_64CoreRegs {
             regs: GDB_ORDER.map(|index| values[index]),
@@ -56,19 +71,22 @@ impl Vcpu {
                 fs: selector(sregs.fs),
                 gs: selector(sregs.gs),
             },
-            st: fpu.fpr.map(|register| register[..10].try_into().expect("ten bytes")),
+            st: from_fn(|n| {
+                let bytes = wide(&area, ST + 4 * n).to_le_bytes();
+                bytes[..10].try_into().expect("ten bytes")
+            }),
             fpu: X87FpuInternalRegs {
-                fctrl: fpu.fcw.into(),
-                fstat: fpu.fsw.into(),
-                ftag: full_tag(fpu.ftwx),
-                fiseg: (fpu.last_ip >> 32) as u32,
-                fioff: fpu.last_ip as u32,
-                foseg: (fpu.last_dp >> 32) as u32,
-                fooff: fpu.last_dp as u32,
-                fop: fpu.last_opcode.into(),
+                fctrl: area[CONTROL] & 0xffff,
+                fstat: area[CONTROL] >> 16,
+                ftag: full_tag(area[TAG] as u8),
+                fiseg: area[INSTRUCTION + 1],
+                fioff: area[INSTRUCTION],
+                foseg: area[OPERAND + 1],
+                fooff: area[OPERAND],
+                fop: area[TAG] >> 16,
             },
-            xmm: fpu.xmm.map(u128::from_le_bytes),
-            mxcsr: fpu.mxcsr,
+            xmm: from_fn(|n| wide(&area, XMM + 4 * n)),
+            mxcsr: area[MXCSR],
         })
     }
 
@@ -118,27 +136,30 @@ impl Vcpu {
         self.fd.set_sregs(&sregs).context("write SREGS")
     }
 
+    /// Not by KVM_SET_FPU: it leaves registers that the guest has not used yet as unused, and so
+    /// they are zero again when it runs.
     fn set_float(&self, wanted: &X86_64CoreRegs) -> Result<()> {
-        let old = self.fd.get_fpu().context("read the FPU")?;
+        let mut xsave = self.fd.get_xsave().context("read the FPU")?;
+        let area = &mut xsave.region;
         let X87FpuInternalRegs { fctrl, fstat, ftag, fiseg, fioff, foseg, fooff, fop } =
             wanted.fpu.clone();
-        let wide = |high: u32, low: u32| u64::from(high) << 32 | u64::from(low);
-        let mut fpu = kvm_fpu {
-            // The registers behind these have 16 bits.
-            fcw: fctrl as u16,
-            fsw: fstat as u16,
-            ftwx: short_tag(ftag),
-            last_opcode: fop as u16,
-            last_ip: wide(fiseg, fioff),
-            last_dp: wide(foseg, fooff),
-            xmm: wanted.xmm.map(u128::to_le_bytes),
-            mxcsr: wanted.mxcsr,
-            ..old
-        };
-        for (register, value) in fpu.fpr.iter_mut().zip(wanted.st) {
-            register[..10].copy_from_slice(&value);
+        // The registers behind some of these have 16 bits.
+        area[CONTROL] = fctrl & 0xffff | fstat << 16;
+        area[TAG] = u32::from(short_tag(ftag)) | fop << 16;
+        area[INSTRUCTION..][..4].copy_from_slice(&[fioff, fiseg, fooff, foseg]);
+        area[MXCSR] = wanted.mxcsr;
+        for (n, value) in wanted.st.iter().enumerate() {
+            let mut bytes = wide(area, ST + 4 * n).to_le_bytes();
+            bytes[..10].copy_from_slice(value);
+            set_wide(area, ST + 4 * n, u128::from_le_bytes(bytes));
         }
-        self.fd.set_fpu(&fpu).context("write the FPU")
+        for (n, value) in wanted.xmm.iter().enumerate() {
+            set_wide(area, XMM + 4 * n, *value);
+        }
+        area[USED] |= X87_AND_SSE;
+        // SAFETY: KVM reads no more than the structure has, since we never asked for features whose
+        // state is larger (Linux v6.12 Documentation/arch/x86/xstate.rst).
+        unsafe { self.fd.set_xsave(&xsave) }.context("write the FPU")
     }
 
     /// The linear address of the next instruction.
@@ -203,6 +224,17 @@ impl Vcpu {
         let control = self.debug.control | KVM_GUESTDBG_ENABLE | inject;
         let debug = kvm_guest_debug { control, ..self.debug };
         self.fd.set_guest_debug(&debug).context("give the guest its debug exception")
+    }
+}
+
+/// Four words of an area, the lowest first.
+fn wide(area: &[u32], at: usize) -> u128 {
+    area[at..at + 4].iter().rev().fold(0, |value, word| value << 32 | u128::from(*word))
+}
+
+fn set_wide(area: &mut [u32], at: usize, value: u128) {
+    for (n, word) in area[at..at + 4].iter_mut().enumerate() {
+        *word = (value >> (32 * n)) as u32;
     }
 }
 
