@@ -1,6 +1,6 @@
 //! The system calls that std lacks, each behind a safe function: all `unsafe` of this package.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -242,10 +242,10 @@ pub fn mount(
 pub const MOUNT_BIND: c_ulong = libc::MS_BIND | libc::MS_REC;
 pub const MOUNT_MOVE: c_ulong = libc::MS_MOVE;
 
-pub fn load_module(file: &File) -> io::Result<()> {
-    // SAFETY: the descriptor is live, and the parameters are an empty string.
+pub fn load_module(file: &File, parameters: &CStr) -> io::Result<()> {
+    // SAFETY: the descriptor is live, and the parameters are a live string.
     let result = unsafe {
-        libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), c"".as_ptr(), 0 as c_int)
+        libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), parameters.as_ptr(), 0 as c_int)
     };
     check(result as c_int)?;
     Ok(())

@@ -9,7 +9,7 @@
 //! jobs are forked without an exec in between.
 
 use std::collections::{HashMap, VecDeque};
-use std::ffi::OsString;
+use std::ffi::{CStr, OsString};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -42,6 +42,12 @@ fn main() {
     sys::power_off();
 }
 
+/// KVM keeps the rate of the CPU's clock that the kernel knows when it is loaded. If that is corrected
+/// later by more than 250 millionths, as happens where this host starts on a busy machine, its guests'
+/// timers never come. The kernel itself corrects up to a hundredth
+/// (arch/x86/kernel/tsc.c, `tsc_refine_calibration_work`).
+const KVM_PARAMETERS: &CStr = c"tsc_tolerance_ppm=10000";
+
 /// Mounts, modules, loopback. Returns what must stay open.
 fn prepare() -> io::Result<Vec<OwnedFd>> {
     mount_kernel_folders(Path::new("/"))?;
@@ -49,7 +55,9 @@ fn prepare() -> io::Result<Vec<OwnedFd>> {
         fs::read_dir("/modules")?.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>()?;
     modules.sort();
     for module in &modules {
-        if let Err(e) = File::open(module).and_then(|file| sys::load_module(&file)) {
+        let is_kvm = module.to_string_lossy().ends_with("-kvm.ko");
+        let parameters = if is_kvm { KVM_PARAMETERS } else { c"" };
+        if let Err(e) = File::open(module).and_then(|file| sys::load_module(&file, parameters)) {
             eprintln!("agent: load {}: {e}", module.display());
         }
     }
