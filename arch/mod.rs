@@ -55,6 +55,7 @@ mod contract {
     };
     use crate::debug::{Hardware, Slots, Trap};
     use crate::exit::BusAddr;
+    use crate::irq::Redirection;
     use crate::kick::Kick;
     use crate::layout_check::Region;
     use crate::memory::{GuestRam, RamRange};
@@ -90,8 +91,8 @@ mod contract {
     /// What Linux is told and finds in a machine without a PCI bus.
     const _: NoPci = layout::WITHOUT_PCI;
 
-    /// The kind of machine for a guest that starts so and takes this, unless one is asked for.
-    const _: fn(Mode, Takes) -> Machine = Mode::machine;
+    /// The kind of machine for a guest that starts so and takes this, if this one was asked for.
+    const _: fn(Mode, Option<Machine>, Takes) -> Machine = Mode::machine;
     /// RAM in which such a guest finds nothing of ours but what has to be there.
     const _: fn(Mode) -> &'static [RamRange] = Mode::avoids;
     /// The kinds of machines that can be asked for, by name.
@@ -123,18 +124,20 @@ mod contract {
     const _: fn(&Chips, &[Vcpu]) -> Result<()> = after_vcpus;
     /// The console's interrupt line.
     const _: u32 = layout::CONSOLE_LINE;
+    /// Registers by which a guest says what message each line is, in machines whose KVM has no lines.
+    const _: fn(Machine) -> Option<Box<dyn Redirection>> = redirection;
     /// Makes a write to the event an edge on an interrupt line; called last, and only where
-    /// [`Machine::has_platform`].
+    /// [`Machine::has_platform`] and there is no [`redirection`].
     const _: fn(&VmFd, &EventFd, u32) -> Result<()> = wire;
-    /// Makes an interrupt line high or low, as long as it stays so; from now on, and only where
-    /// [`Machine::has_platform`]. Lines have the architecture's numbers.
+    /// Makes an interrupt line high or low, as long as it stays so; likewise. Lines have the
+    /// architecture's numbers.
     const _: fn(&VmFd, u32, bool) -> Result<()> = set_line;
     /// Devices that a machine has besides if it has a PCI bus.
     const _: fn(&Chips) -> &'static [(Extra, BusAddr)] = pci_extras;
-    /// What interrupt numbers stand for from now on: these messages, and lines as ever; only where
-    /// [`Machine::has_platform`]. An error leaves all as it was.
+    /// What interrupt numbers stand for from now on: these messages, and lines as ever where KVM has
+    /// them; only where [`Machine::has_platform`]. An error leaves all as it was.
     const _: Routes = route;
-    type Routes = fn(&VmFd, &[(u32, Message)]) -> Result<()>;
+    type Routes = fn(&VmFd, Machine, &[(u32, Message)]) -> Result<()>;
     /// What makes the vCPU leave the guest.
     const _: fn(&mut Vcpu) -> Kick = Vcpu::kick;
     /// What KVM keeps of coalesced writes, where pages of the host have so many bytes.

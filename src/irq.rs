@@ -6,13 +6,16 @@
 //! A [`Level`] is held for as long as there is a reason. It costs a system call (KVM API,
 //! KVM_IRQ_LINE) when it changes and nothing else, so a guest that polls pays nothing for either.
 //!
-//! A [`Vector`] is a message (PCI's MSI-X): an edge as well, to whom the guest says while it runs.
+//! A [`Vector`] is a message (PCI's MSI-X): an edge as well, to whom the guest says while it runs. Where KVM
+//! has no lines, each of them is one, and a [`Redirection`] says which.
 
 use std::convert::Infallible;
 
+use anyhow::{Context, Result};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::board::Message;
+use crate::layout_check::Region;
 
 /// A device's interrupt line.
 #[derive(Debug, Default)]
@@ -27,6 +30,13 @@ impl Irq {
     /// A line to whoever reads `event`. It must not block (`EFD_NONBLOCK`).
     pub fn new(event: EventFd) -> Self {
         Self(Some(event))
+    }
+
+    /// A line to whoever reads the event that comes with it.
+    pub fn with_event() -> Result<(Self, EventFd)> {
+        let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
+        let event = event.context("create an eventfd")?;
+        Ok((Self::new(event.try_clone().context("copy an eventfd")?), event))
     }
 
     /// Makes one edge. Never blocks.
@@ -67,20 +77,37 @@ impl Level {
 /// An interrupt that is a message.
 pub struct Vector {
     irq: Irq,
-    route: Box<dyn FnMut(Message) -> bool + Send>,
+    route: Route,
 }
 
+/// What tells a [`Vector`] which message it is: none has it wait. Gives whether it can be sent.
+pub type Route = Box<dyn FnMut(Option<Message>) -> bool + Send>;
+
 impl Vector {
-    /// A message whenever `irq` is triggered: the one that `route` was told last, which says whether
-    /// it can be sent.
-    pub fn new(irq: Irq, route: impl FnMut(Message) -> bool + Send + 'static) -> Self {
+    /// A message whenever `irq` is triggered: the one that `route` was told last.
+    pub fn new(irq: Irq, route: impl FnMut(Option<Message>) -> bool + Send + 'static) -> Self {
         Self { irq, route: Box::new(route) }
     }
 
     /// What triggers it, and what tells whom.
-    pub fn into_parts(self) -> (Irq, Box<dyn FnMut(Message) -> bool + Send>) {
+    pub fn into_parts(self) -> (Irq, Route) {
         (self.irq, self.route)
     }
+}
+
+/// Registers by which a guest says what message each line stands for.
+pub trait Redirection: Send {
+    /// Where they lie in memory.
+    fn place(&self) -> Region;
+
+    /// The register at `offset`.
+    fn read(&self, offset: u64) -> u32;
+
+    /// Writes it. Gives the line that may stand for something else now.
+    fn write(&mut self, offset: u64, value: u32) -> Option<u32>;
+
+    /// What a line stands for; nothing while it is masked.
+    fn message(&self, line: u32) -> Option<Message>;
 }
 
 impl vm_superio::Trigger for Irq {

@@ -115,7 +115,7 @@ impl Machine {
         timeline.reached("image");
         let ram_start = ranges.first().map_or(0, |range| range.start);
         let way = load::choose(&image, ram_start, protocol, mode, &arch::RULES)?;
-        let machine = machine.unwrap_or(way.mode.machine(way.takes));
+        let machine = way.mode.machine(machine, way.takes);
         let vm = Arc::new(arch::create_vm(&kvm, ranges.last().map_or(0, |range| range.end()))?);
         let shared = config.devices.iter().any(|device| device.shares_ram());
         let ram = if shared { GuestRam::shared(ranges)? } else { GuestRam::new(ranges)? };
@@ -147,8 +147,7 @@ impl Machine {
             false => input.clone(),
         };
         let exit_register = config.exit_register.unwrap_or(layout::EXIT_REGISTER);
-        let wires = machine.has_platform().then(Vec::new);
-        let mut devices = Devices { bus: Bus::default(), vm: &vm, ram: &ram, wires };
+        let mut devices = Devices::new(machine, &vm, &ram);
         let debug = config.debug_console;
         let mut virtio = config.devices;
         if virtio_console {
@@ -177,8 +176,7 @@ impl Machine {
         } else {
             devices.insert_virtio(virtio)?
         };
-        let Devices { bus, wires, .. } = devices;
-
+        let (bus, wires) = devices.finish()?;
         timeline.reached("devices");
 
         let mut places = Places::new(ram.ranges());
@@ -204,7 +202,7 @@ impl Machine {
             })
             .collect::<Result<_>>()?;
         arch::after_vcpus(&chips, &vcpus)?;
-        for (event, line) in wires.iter().flatten() {
+        for (event, line) in &wires {
             arch::wire(&vm, event, *line)?;
         }
         kick::install_handler()?;

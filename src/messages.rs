@@ -1,14 +1,14 @@
 //! Interrupts that are messages, through KVM: its table of routes says what each number stands for
-//! (KVM API, KVM_SET_GSI_ROUTING), and an eventfd for each number sends it.
+//! (KVM API, KVM_SET_GSI_ROUTING), and an eventfd for each number sends it. PCI's are, and lines where KVM
+//! has none.
 //!
 //! A change costs the whole table and a grace period, so it is made when a guest sets a vector up and
 //! not when one is sent.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use kvm_ioctls::VmFd;
-use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::{self, layout};
 use crate::board::Message;
@@ -21,14 +21,15 @@ const MOST: u32 = 1024;
 /// What a machine's messages are.
 pub struct Messages {
     vm: Arc<VmFd>,
+    machine: arch::Machine,
     /// By number, counted from [`layout::MESSAGES`].
     routes: Mutex<Vec<Option<Message>>>,
 }
 
 impl Messages {
     /// None yet.
-    pub fn new(vm: Arc<VmFd>) -> Arc<Self> {
-        Arc::new(Self { vm, routes: Mutex::default() })
+    pub fn new(vm: Arc<VmFd>, machine: arch::Machine) -> Arc<Self> {
+        Arc::new(Self { vm, machine, routes: Mutex::default() })
     }
 
     /// One more interrupt, which says nothing yet.
@@ -40,22 +41,22 @@ impl Messages {
         };
         ensure!(
             number < MOST,
-            "a machine has at most {MOST} of PCI's interrupts: give it fewer devices"
+            "a machine has at most {MOST} interrupts that are messages: give it fewer devices"
         );
-        let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
-        let event = event.context("create an eventfd")?;
-        let irq = Irq::new(event.try_clone().context("copy an eventfd")?);
-        let messages = self.clone();
-        // A guest that leaves its vectors alone pays for none. KVM keeps what it was given.
-        let mut unwired = Some(event);
-        Ok(Vector::new(irq, move |message| {
-            if let Some(event) = &unwired {
-                if messages.vm.register_irqfd(event, layout::MESSAGES + number).is_err() {
-                    return false;
-                }
-                unwired = None;
+        let (irq, event) = Irq::with_event()?;
+        let (messages, gsi) = (self.clone(), layout::MESSAGES + number);
+        // A guest that leaves its vectors alone pays for none.
+        let mut wired = false;
+        Ok(Vector::new(irq, move |message| match message {
+            Some(message) if messages.route(number, message) => {
+                wired = wired || messages.vm.register_irqfd(&event, gsi).is_ok();
+                wired
             }
-            messages.route(number, message)
+            // Edges wait in the eventfd.
+            _ => {
+                wired = wired && messages.vm.unregister_irqfd(&event, gsi).is_err();
+                message.is_none() && !wired
+            }
         }))
     }
 
@@ -67,7 +68,7 @@ impl Messages {
         routes[index] = Some(message);
         let known = (layout::MESSAGES..).zip(routes.iter());
         let known: Vec<_> = known.filter_map(|(gsi, route)| Some((gsi, (*route)?))).collect();
-        let taken = arch::route(&self.vm, &known).is_ok();
+        let taken = arch::route(&self.vm, self.machine, &known).is_ok();
         if !taken {
             routes[index] = None;
         }

@@ -261,6 +261,16 @@ const ROWS: &[Row] = &[
         ..ROW
     },
     Row { name: "a_uart_without_input_interrupts_once", guest: "uart", ..ROW },
+    Row {
+        name: "a_masked_line_of_an_io_apic_waits",
+        guest: "io_apic",
+        input: b"one\ntwo\r\n\x01\x7f, and more than a FIFO holds, which are just sixteen bytes, so that \
+                 there is a second interrupt\n",
+        stdout: "one\ntwo\r\n\x01\x7f, and more than a FIFO holds, which are just sixteen bytes, so that \
+                 there is a second interrupt\n",
+        ..ROW
+    },
+    Row { name: "an_io_apic_sends_once_without_input", guest: "io_apic", ..ROW },
     Row { name: "the_feature_sve_works", guest: "sve", needs: &[kvm, sve], ..ROW },
     Row {
         name: "the_feature_pointer_authentication_works",

@@ -17,6 +17,7 @@ use kvm_ioctls::{DeviceFd, VmFd};
 
 use super::fdt::Gic;
 use super::layout;
+use super::mode::Machine;
 use crate::arch::routes::{message_route, set_routes};
 use crate::board::Message;
 
@@ -108,7 +109,7 @@ impl Chip {
 /// Has interrupt numbers stand for `messages`, and lines for shared interrupts, as KVM begins. A
 /// message to the GICv2m frame is a line of KVM's, which knows no frame; others are for the
 /// interrupt translation service, which asks who sends them.
-pub fn route(vm: &VmFd, messages: &[(u32, Message)]) -> Result<()> {
+pub fn route(vm: &VmFd, _: Machine, messages: &[(u32, Message)]) -> Result<()> {
     let line = |gsi, pin| kvm_irq_routing_entry {
         gsi,
         type_: KVM_IRQ_ROUTING_IRQCHIP,

@@ -28,6 +28,7 @@ use crate::arch::new_vm;
 use crate::arch::run_page::{Ring, RunPage};
 use crate::board::{Board, Extra, Finding, Start};
 use crate::exit::{BusAddr, CpuState, Crash, Exit, Stop};
+use crate::irq::Redirection;
 use crate::kick::Kick;
 use crate::memory::{GuestRam, MAX_RANGES};
 use crate::places::Places;
@@ -112,6 +113,11 @@ pub fn before_vcpus(_: &Kvm, vm: &VmFd, cpus: usize, _: Machine) -> Result<Chips
     let features = features(vm);
     target.features[0] |= 1 << KVM_ARM_VCPU_PSCI_0_2 | features.bits();
     Ok(Chips { gic, target, features, _vectors: vectors })
+}
+
+/// None: KVM has the lines.
+pub fn redirection(_: Machine) -> Option<Box<dyn Redirection>> {
+    None
 }
 
 /// Wires a shared interrupt of the controller, which must be initialised.

@@ -17,7 +17,7 @@ impl Mode {
     pub const NAMED: &[(&str, Self)] = &[("el1", Self::El1)];
 
     /// The kind of machine: there is one.
-    pub fn machine(self, _: Takes) -> Machine {
+    pub fn machine(self, _: Option<Machine>, _: Takes) -> Machine {
         Machine::Micro
     }
 

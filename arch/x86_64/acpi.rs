@@ -230,7 +230,7 @@ fn madt(cpus: usize, machine: Machine) -> Vec<u8> {
         }
     }
     body.extend([IO_APIC, 12, 0, 0]);
-    body.extend([layout::IO_APIC as u32, 0].map(u32::to_le_bytes).as_flattened());
+    body.extend([layout::IO_APIC.start as u32, 0].map(u32::to_le_bytes).as_flattened());
     sdt.append_slice(&body);
     sdt.as_slice().to_vec()
 }

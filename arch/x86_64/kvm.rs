@@ -18,6 +18,7 @@ use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::boot::{FirstState, Segment, first_state};
+use super::io_apic::IoApic;
 use super::mode::{Machine, Mode};
 use super::registers::{GENERAL, RFLAGS, RIP, Register};
 use super::{cpuid, debug, layout};
@@ -26,6 +27,7 @@ use crate::arch::routes::{message_route, set_routes};
 use crate::arch::run_page::{Ring, RunPage};
 use crate::board::{Board, Extra, Finding, Message, Start};
 use crate::exit::{BusAddr, CpuState, Crash, Exit, Stop};
+use crate::irq::Redirection;
 use crate::kick::Kick;
 use crate::memory::GuestRam;
 use crate::places::Places;
@@ -62,14 +64,14 @@ pub struct Chips {
     machine: Machine,
 }
 
-/// Places KVM's own pages and makes the interrupt controllers: all of them for a machine that has a
-/// platform, only local APICs for a bare one with more than one CPU, else none. The interval timer
-/// is a PC's alone: it costs 15 ms when a machine ends.
+/// Places KVM's own pages and makes the interrupt controllers: all of them where KVM is to have lines,
+/// only local APICs for another platform and for a bare machine with more than one CPU, else none. The
+/// interval timer is a PC's alone: it costs 15 ms when a machine ends.
 pub fn before_vcpus(kvm: &Kvm, vm: &VmFd, cpus: usize, machine: Machine) -> Result<Chips> {
     // The first of KVM's pages, the identity map, is there unless it is moved.
     vm.set_tss_address(layout::KVM_PAGES as usize + 0x1000).context("place the task state")?;
     let platform = machine.has_platform();
-    if platform {
+    if machine.has_kvm_lines() {
         vm.create_irq_chip().context("create the interrupt controllers")?;
         if machine == Machine::Pc {
             // KVM has port 0x61 too, which tells when the timer's third channel is done.
@@ -77,10 +79,8 @@ pub fn before_vcpus(kvm: &Kvm, vm: &VmFd, cpus: usize, machine: Machine) -> Resu
             vm.create_pit2(timer)
                 .context("create the interval timer (--machine micro has none)")?;
         }
-    } else if cpus > 1 {
-        let mut split = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
-        // Routes are kept for as many lines as a PC has.
-        split.args[0] = layout::MESSAGES.into();
+    } else if platform || cpus > 1 {
+        let split = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
         vm.enable_cap(&split).context("create local APICs")?;
     }
     let mut cpuid =
@@ -93,6 +93,12 @@ pub fn before_vcpus(kvm: &Kvm, vm: &VmFd, cpus: usize, machine: Machine) -> Resu
     // Without the room for as many leaves as there could be.
     let cpuid = CpuId::from_entries(cpuid.as_slice()).context("take memory for CPUID")?;
     Ok(Chips { cpuid, cpus, machine })
+}
+
+/// An I/O APIC of ours, where KVM has none.
+pub fn redirection(machine: Machine) -> Option<Box<dyn Redirection>> {
+    let is_ours = machine.has_platform() && !machine.has_kvm_lines();
+    is_ours.then(|| Box::<IoApic>::default() as _)
 }
 
 /// Wires an input of the I/O APIC.
@@ -110,10 +116,10 @@ pub fn pci_extras(_: &Chips) -> &'static [(Extra, BusAddr)] {
     &[]
 }
 
-/// Has interrupt numbers stand for `messages`, and lines for what KVM begins with: the inputs of the
+/// Has interrupt numbers stand for `messages`, and KVM's lines for what it begins with: the inputs of the
 /// I/O APIC, and of the 8259s where they have one (Linux v6.12 arch/x86/kvm/irq_comm.c,
 /// `default_routing`).
-pub fn route(vm: &VmFd, messages: &[(u32, Message)]) -> Result<()> {
+pub fn route(vm: &VmFd, machine: Machine, messages: &[(u32, Message)]) -> Result<()> {
     /// Inputs of one 8259, of which there are two.
     const PIC_INPUTS: u32 = 8;
     let line = |gsi, irqchip, pin| kvm_irq_routing_entry {
@@ -124,7 +130,8 @@ pub fn route(vm: &VmFd, messages: &[(u32, Message)]) -> Result<()> {
         },
         ..Default::default()
     };
-    let lines = (0..layout::MESSAGES).flat_map(|gsi| {
+    let count = if machine.has_kvm_lines() { layout::MESSAGES } else { 0 };
+    let lines = (0..count).flat_map(|gsi| {
         let pic = match gsi / PIC_INPUTS {
             0 => Some(KVM_IRQCHIP_PIC_MASTER),
             1 => Some(KVM_IRQCHIP_PIC_SLAVE),

@@ -36,7 +36,7 @@ pub const EVENTS: BusAddr = BusAddr::port(0x60c);
 /// Devices of this kind of machine alone.
 pub fn extras(machine: Machine) -> &'static [(Extra, BusAddr)] {
     match machine {
-        Machine::Bare | Machine::Micro => &[],
+        Machine::Bare | Machine::Micro | Machine::Linux => &[],
         Machine::Pc => &[(Extra::Cmos, CMOS), (Extra::FixedEvents, EVENTS)],
     }
 }
@@ -123,8 +123,8 @@ const FOUR_GIB: u64 = 1 << 32;
 /// KVM_SET_IDENTITY_MAP_ADDR): the identity map, then three for the task state.
 pub const KVM_PAGES: u64 = 0xfffb_c000;
 
-/// Where KVM has the I/O APIC (SDM vol. 3A, "APIC"; Intel 82093AA).
-pub const IO_APIC: u64 = 0xfec0_0000;
+/// Where the I/O APIC is, KVM's or ours (SDM vol. 3A, "APIC"; Intel 82093AA).
+pub const IO_APIC: Region = Region { name: "I/O APIC", start: 0xfec0_0000, len: 0x1000 };
 /// Where every CPU sees its local APIC.
 pub const LOCAL_APIC: u64 = 0xfee0_0000;
 
@@ -133,7 +133,7 @@ pub const WINDOWS: &[Region] = &[
     PCI.window,
     PCI.config,
     VIRTIO,
-    Region { name: "I/O APIC", start: IO_APIC, len: 0x1000 },
+    IO_APIC,
     Region { name: "local APICs", start: LOCAL_APIC, len: 0x1000 },
     Region { name: "pages of KVM's own", start: KVM_PAGES, len: 0x4000 },
 ];
@@ -146,7 +146,7 @@ pub const PCI: Pci = Pci {
     window: Region { name: "PCI devices", start: HOLE, len: 16 << 20 },
 };
 
-/// Inputs of the I/O APIC that KVM has: interrupts that are messages count from here.
+/// Inputs of the I/O APIC: interrupts that are messages count from here.
 pub const MESSAGES: u32 = 24;
 
 /// Where virtio devices lie. Our choice: in the middle of the hole, with room for PCI on both sides.

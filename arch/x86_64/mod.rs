@@ -11,6 +11,7 @@ pub mod debug;
 #[cfg(target_arch = "x86_64")]
 pub mod gdb;
 mod handover;
+mod io_apic;
 #[cfg(target_arch = "x86_64")]
 pub mod kvm;
 pub mod layout;

@@ -26,6 +26,7 @@ crate::guests::embed! { "machine.inc":
     panic "panic.S"
     multiboot "multiboot.S"
     pc "pc.S"
+    io_apic "io_apic.S"
 
     tiny_kernel "../reference/tiny_kernel.S"
     kvmtest "../reference/kvmtest.S"

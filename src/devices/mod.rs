@@ -14,6 +14,7 @@ pub mod net;
 pub mod panic_report;
 pub mod pci_address;
 pub mod pl011;
+pub mod redirected;
 #[cfg(test)]
 mod rig;
 pub mod rtc;

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use kvm_ioctls::VmFd;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -20,11 +20,14 @@ use crate::devices::message_frame::{self, MessageFrame};
 use crate::devices::panic_report::{self, PanicReport};
 use crate::devices::pci_address::{self, PciAddress};
 use crate::devices::pl011::{self, Pl011};
+use crate::devices::redirected::Redirected;
 use crate::devices::rtc::{self, Pl031};
 use crate::devices::serial::{self, Serial};
 use crate::exit::{BusAddr, Space};
-use crate::irq::{Irq, Level};
+use crate::irq::{Irq, Level, Redirection, Route};
+use crate::layout_check::Region;
 use crate::memory::GuestRam;
+use crate::messages::Messages;
 
 /// Bytes of the widest access that a guest can make to a device.
 const WIDEST_ACCESS: u64 = 8;
@@ -34,11 +37,39 @@ pub struct Devices<'a> {
     pub bus: Bus,
     pub vm: &'a Arc<VmFd>,
     pub ram: &'a Arc<GuestRam>,
-    /// Interrupts to be wired to their lines, if the machine has an interrupt controller.
-    pub wires: Option<Vec<(EventFd, u32)>>,
+    pub lines: Lines,
+    /// Interrupts that are messages, if the machine has an interrupt controller.
+    pub messages: Option<Arc<Messages>>,
 }
 
-impl Devices<'_> {
+/// Where the lines lead that devices have asked for.
+pub enum Lines {
+    /// Nowhere: there is no interrupt controller.
+    Nowhere,
+    /// To KVM, which has them wired at last.
+    Kvm(Vec<(EventFd, u32)>),
+    /// To registers of ours that say which messages they are.
+    Redirected(Box<dyn Redirection>, Vec<(u32, Route)>),
+}
+
+impl Lines {
+    /// Those of a machine of this kind.
+    fn new(machine: arch::Machine) -> Self {
+        match arch::redirection(machine) {
+            _ if !machine.has_platform() => Self::Nowhere,
+            Some(registers) => Self::Redirected(registers, Vec::new()),
+            None => Self::Kvm(Vec::new()),
+        }
+    }
+}
+
+impl<'a> Devices<'a> {
+    /// None yet, of a machine of this kind.
+    pub fn new(machine: arch::Machine, vm: &'a Arc<VmFd>, ram: &'a Arc<GuestRam>) -> Self {
+        let messages = machine.has_platform().then(|| Messages::new(vm.clone(), machine));
+        Self { bus: Bus::default(), vm, ram, lines: Lines::new(machine), messages }
+    }
+
     /// Puts one device on the bus, unless RAM lies there: the guest would never reach it.
     pub fn insert(
         &mut self,
@@ -78,12 +109,33 @@ impl Devices<'_> {
 
     /// An interrupt on `line`; none where there is no controller.
     pub fn irq(&mut self, line: u32) -> Result<Irq> {
-        let Some(wires) = &mut self.wires else { return Ok(Irq::none()) };
-        let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
-        let event = event.context("create an eventfd")?;
-        let irq = Irq::new(event.try_clone().context("copy an eventfd")?);
-        wires.push((event, line));
-        Ok(irq)
+        match (&mut self.lines, &self.messages) {
+            (Lines::Kvm(wires), _) => {
+                let (irq, event) = Irq::with_event()?;
+                wires.push((event, line));
+                Ok(irq)
+            }
+            (Lines::Redirected(_, lines), Some(messages)) => {
+                let (irq, route) = messages.vector()?.into_parts();
+                lines.push((line, route));
+                Ok(irq)
+            }
+            _ => Ok(Irq::none()),
+        }
+    }
+
+    /// The bus, with all that belongs on it, and what is to be wired to KVM's lines.
+    pub fn finish(mut self) -> Result<(Bus, Vec<(EventFd, u32)>)> {
+        match std::mem::replace(&mut self.lines, Lines::Nowhere) {
+            Lines::Nowhere => Ok((self.bus, Vec::new())),
+            Lines::Kvm(wires) => Ok((self.bus, wires)),
+            Lines::Redirected(registers, lines) => {
+                let Region { name, start, len } = registers.place();
+                let device = Box::new(Redirected::new(registers, lines));
+                self.insert(BusAddr::memory(start), len, name, device)?;
+                Ok((self.bus, Vec::new()))
+            }
+        }
     }
 
     /// The interrupt line with this number, to be held.

@@ -11,7 +11,6 @@ use crate::arch::layout;
 use crate::board::Seat;
 use crate::exit::BusAddr;
 use crate::irq::{Irq, Vector};
-use crate::messages::Messages;
 use crate::pci::{Function, host};
 use crate::virtio::VirtioDevice;
 use crate::virtio::mmio::{self, Mmio};
@@ -53,11 +52,10 @@ impl Devices<'_> {
             "{count} disks, networks and other devices: a PCI bus has room for {room}"
         );
         let layout = layout::PCI;
-        let messages = self.wires.is_some().then(|| Messages::new(self.vm.clone()));
         let mut functions: Vec<Box<dyn Function>> = vec![Box::new(host::Bridge::default())];
         for device in devices {
             let name = device.name();
-            let vector = || match &messages {
+            let vector = || match &self.messages {
                 Some(messages) => messages.vector(),
                 // There is no controller to send it to.
                 None => Ok(Vector::new(Irq::none(), |_| false)),

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use crate::board::Message;
 use crate::devices::{answer, value};
-use crate::irq::{Irq, Vector};
+use crate::irq::{Irq, Route, Vector};
 
 /// The capability's number, and where its control word lies in it.
 pub const CAPABILITY: u8 = 0x11;
@@ -78,7 +78,7 @@ struct Entry {
     control: u32,
     /// The message that is sent now.
     routed: Option<Message>,
-    route: Box<dyn FnMut(Message) -> bool + Send>,
+    route: Route,
 }
 
 /// A function's table, and the bits of what is pending.
@@ -145,7 +145,7 @@ impl MsiX {
         }
         if entry.routed != Some(entry.message) {
             vector.open.store(false, SeqCst);
-            entry.routed = (entry.route)(entry.message).then_some(entry.message);
+            entry.routed = (entry.route)(Some(entry.message)).then_some(entry.message);
         }
         if entry.routed.is_some() {
             vector.open();
@@ -227,6 +227,7 @@ mod tests {
         let vector = |(index, event): (usize, &EventFd)| {
             let routed = routed.clone();
             Vector::new(Irq::new(event.try_clone().unwrap()), move |message| {
+                let message = message.expect("a masked vector waits by itself");
                 routed.lock().unwrap().push((index, message.guest_addr, message.data));
                 assert_eq!(message.sender, 8);
                 message.guest_addr != NOWHERE
