@@ -142,7 +142,7 @@ fn main() {
     let mut rows = BTreeMap::new();
     for _ in 0..rounds(3) {
         measure(bivisor(&initrd, &own), "bivisor", &mut rows);
-        if let Some(command) = qemu(&guests().join("cloud"), &initrd, &peer) {
+        if let Some(command) = qemu(&guests().join("cloud"), Some(&initrd), &peer) {
             measure(command, "QEMU", &mut rows);
         }
     }

@@ -19,7 +19,7 @@ use bivisor::payload::image::{Image, Unpacking};
 use common::peers::{self, Boot};
 use common::report::Measure;
 use common::smaps::Mappings;
-use common::{bivisor_with, guests, initrd, rounds};
+use common::{bivisor_with, guests, initrd, rounds, terminal};
 
 const MARK: &[u8] = b"The guest is up.";
 
@@ -38,7 +38,8 @@ struct Candidate {
 }
 
 fn sample(mut command: Command) -> Option<Sample> {
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let (_upper, input) = terminal();
+    command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped());
     let start = Instant::now();
     let mut child = command.spawn().expect("start a monitor");
     let mut output = child.stdout.take().expect("it has an output");
@@ -84,7 +85,8 @@ fn boots(boot: &Boot, rounds: usize) {
     let own = |kernel: &Path, words: &str| {
         let (kernel, words) = (kernel.to_owned(), words.to_owned());
         let command = move |boot: &Boot| {
-            bivisor_with(&kernel, &boot.initrd, &format!("--cpus {} {words}", boot.cpus))
+            let initrd = boot.initrd.as_deref().expect("it was given");
+            bivisor_with(&kernel, initrd, &format!("--cpus {} {words}", boot.cpus))
         };
         Box::new(command)
     };
@@ -129,7 +131,8 @@ fn main() {
     });
     let kernel = unpacked(folder.path(), &packed);
     for cpus in [1, 2] {
-        let (folder, kernel, initrd) = (folder.path().into(), kernel.clone(), initrd.clone());
+        let (folder, kernel) = (folder.path().into(), kernel.clone());
+        let initrd = Some(initrd.clone());
         boots(&Boot { folder, kernel, initrd, cpus }, rounds(10));
     }
 }

@@ -6,6 +6,9 @@
 
 #[allow(dead_code, reason = "no stock kernels here")]
 mod common;
+#[allow(dead_code, reason = "one kind of file is enough")]
+#[path = "../tests/common/elf.rs"]
+mod elf;
 
 use std::fs;
 use std::io::{self, Error, Read};
@@ -16,9 +19,10 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use bivisor::guests;
+use common::peers::{self, Boot};
 use common::report::Measure;
-use common::rounds;
 use common::smaps::Mappings;
+use common::{MEMORY_MIB, rounds, terminal};
 
 const OWN: &str = env!("CARGO_BIN_EXE_bivisor");
 
@@ -47,35 +51,52 @@ fn millis(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-/// Waits for the end of a program that succeeds or is ended for the number of its exits, and gives the CPU
-/// time that it has used.
-fn end(child: &Child) -> Duration {
+/// Waits for the end of a program, and gives its status and the CPU time that it has used.
+fn wait(child: &Child) -> (i32, Duration) {
     let (mut status, mut usage) = (0, MaybeUninit::<libc::rusage>::zeroed());
     // SAFETY: both places outlive the call.
     let ended = unsafe { libc::wait4(child.id() as i32, &mut status, 0, usage.as_mut_ptr()) };
-    let well = libc::WIFEXITED(status) && matches!(libc::WEXITSTATUS(status), 0 | 124);
-    assert!(ended > 0 && well, "it ended with {status:#x}: {}", Error::last_os_error());
+    assert!(ended > 0, "wait for it: {}", Error::last_os_error());
     // SAFETY: all zeros are a value, and the kernel has written another.
     let usage = unsafe { usage.assume_init() };
     let time = |time: libc::timeval| {
         Duration::from_secs(time.tv_sec as u64) + Duration::from_micros(time.tv_usec as u64)
     };
-    time(usage.ru_utime) + time(usage.ru_stime)
+    (status, time(usage.ru_utime) + time(usage.ru_stime))
 }
 
-/// One run of a command.
-#[expect(clippy::zombie_processes, reason = "`end` waits for it")]
-fn run(command: &mut Command) -> Times {
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+/// The CPU time of a program that succeeds or is ended for the number of its exits.
+fn end(child: &Child) -> Duration {
+    let (status, cpu) = wait(child);
+    assert_well(status);
+    cpu
+}
+
+fn assert_well(status: i32) {
+    let well = libc::WIFEXITED(status) && matches!(libc::WEXITSTATUS(status), 0 | 124);
+    assert!(well, "it ended with {status:#x}");
+}
+
+/// One run of a command: its times, its status, and whether it has shown anything.
+#[expect(clippy::zombie_processes, reason = "`wait` waits for it")]
+fn observe(command: &mut Command, input: Stdio) -> (Times, i32, bool) {
+    command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::null());
     let began = Instant::now();
     let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let mut output = child.stdout.take().expect("it has one");
     let mut bytes = [0; 64];
-    let _ = output.read(&mut bytes).expect("read what it shows");
+    let shown = output.read(&mut bytes).expect("read what it shows") > 0;
     let first_output = millis(began.elapsed());
     io::copy(&mut output, &mut io::sink()).expect("read what it shows");
-    let cpu = millis(end(&child));
-    Times { first_output, end: millis(began.elapsed()), cpu }
+    let (status, cpu) = wait(&child);
+    (Times { first_output, end: millis(began.elapsed()), cpu: millis(cpu) }, status, shown)
+}
+
+/// One run that succeeds or is ended for the number of its exits.
+fn run(command: &mut Command) -> Times {
+    let (times, status, _) = observe(command, Stdio::null());
+    assert_well(status);
+    times
 }
 
 /// A way to run a guest.
@@ -143,6 +164,51 @@ fn hello() {
     tell("hello: start to first output", &candidates, |times| times.first_output);
     tell("hello: start to end", &candidates, |times| times.end);
     tell("hello: CPU time", &candidates, |times| times.cpu);
+}
+
+/// A kernel by PVH's protocol, which most monitors know: it prints a line and ends as it can, by bivisor's
+/// exit register, by an i8042's reset line, else by a triple fault. All with the same memory, and a terminal
+/// as standard input, since one of them wants that.
+fn kernel(folder: &Path) {
+    const AT: u32 = 0x10_0000;
+    const TEXT: &[u8] = b"Hello, world!\n\0";
+    // `lodsb; test al, al; jz +3; out dx, al; jmp -8; xor eax, eax; out 0xf4, al; mov al, 0xfe; out 0x64, al`,
+    // and `lidt [text]; int3` behind `mov esi, text; mov dx, 0x3f8`.
+    const REST: &[u8] =
+        b"\xac\x84\xc0\x74\x03\xee\xeb\xf8\x31\xc0\xe6\xf4\xb0\xfe\xe6\x64\x0f\x01\x1d";
+    if !cfg!(target_arch = "x86_64") {
+        return;
+    }
+    let text = AT + 5 + 4 + REST.len() as u32 + 4 + 1;
+    let text = &text.to_le_bytes()[..];
+    let mut code = [b"\xbe", text, b"\x66\xba\xf8\x03", REST, text, b"\xcc", TEXT].concat();
+    code.resize(code.len().next_multiple_of(4), 0);
+    let path = folder.join("kernel");
+    fs::write(&path, elf::pvh(AT.into(), &code)).expect("write a kernel");
+    let boot = Boot { folder: folder.into(), kernel: path.clone(), initrd: None, cpus: 1 };
+    let own = format!("run {} --memory {MEMORY_MIB}M", path.display());
+    let mut candidates = vec![
+        Candidate::new("floor, its own guest", floor(), ""),
+        Candidate::new("bivisor", OWN, &own),
+    ];
+    for (name, command) in peers::all() {
+        let boot = boot.clone();
+        let command = Box::new(move || command(&boot));
+        candidates.push(Candidate { name: name.into(), command, times: Vec::new() });
+    }
+    for round in 0..=rounds(100).div_ceil(2) {
+        for candidate in &mut candidates {
+            let (_upper, input) = terminal();
+            match observe(&mut (candidate.command)(), input) {
+                (times, _, true) if round > 0 => candidate.times.push(times),
+                (_, status, false) => println!("{}: no output, {status:#x}", candidate.name),
+                _ => {}
+            }
+        }
+    }
+    tell("a kernel: start to first output", &candidates, |times| times.first_output);
+    tell("a kernel: start to end", &candidates, |times| times.end);
+    tell("a kernel: CPU time", &candidates, |times| times.cpu);
 }
 
 fn exits(folder: &Path) {
@@ -259,6 +325,7 @@ fn main() {
     let folder = tempfile::tempdir().expect("make a temporary folder");
     let folder = folder.path();
     hello();
+    kernel(folder);
     exits(folder);
     output(folder);
     growth(folder, "start to end with so many vCPUs", "--cpus", &["1", "2", "8", "32"]);

@@ -33,15 +33,16 @@ impl Mode {
     /// What a guest that starts so finds around it: what was asked for, else what it expects. What
     /// speaks Linux's protocol without being Linux was made for PCs: a boot loader, a memory test.
     pub fn machine(self, asked: Option<Machine>, takes: Takes) -> Machine {
-        let machine = asked.unwrap_or(match self {
-            _ if matches!(takes, Takes::Ramdisk { is_linux: false, .. }) => Machine::Pc,
+        let is_linux = matches!(takes, Takes::Ramdisk { is_linux: true, .. });
+        let expected = match self {
             Self::Real | Self::Protected | Self::Long => Machine::Bare,
-            Self::Linux | Self::Linux32 | Self::Pvh => Machine::Micro,
-            Self::Linux16 | Self::Multiboot => Machine::Pc,
-        });
-        match takes {
-            Takes::Ramdisk { is_linux: true, .. } if machine == Machine::Micro => Machine::Linux,
-            _ => machine,
+            Self::Linux | Self::Linux32 if is_linux => Machine::Micro,
+            Self::Pvh => Machine::Micro,
+            Self::Linux | Self::Linux32 | Self::Linux16 | Self::Multiboot => Machine::Pc,
+        };
+        match asked.unwrap_or(expected) {
+            Machine::Micro if is_linux => Machine::Linux,
+            machine => machine,
         }
     }
 
@@ -88,5 +89,31 @@ impl Machine {
     /// True if it has interrupt controllers and ACPI tables. HLT then waits for an interrupt.
     pub fn has_platform(self) -> bool {
         self != Self::Bare
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_finds_what_it_expects_unless_another_machine_was_asked_for() {
+        use Machine::{Bare, Linux, Micro, Pc};
+        let ramdisk = |is_linux| Takes::Ramdisk { is_linux, cmdline: 1, below: 1 };
+        for (mode, takes, expected, with_micro) in [
+            (Mode::Real, Takes::Nothing, Bare, Micro),
+            (Mode::Long, Takes::Nothing, Bare, Micro),
+            (Mode::Linux, ramdisk(true), Linux, Linux),
+            (Mode::Linux, ramdisk(false), Pc, Micro),
+            (Mode::Linux32, ramdisk(false), Pc, Micro),
+            (Mode::Linux16, ramdisk(true), Pc, Linux),
+            (Mode::Pvh, ramdisk(true), Linux, Linux),
+            (Mode::Pvh, ramdisk(false), Micro, Micro),
+            (Mode::Multiboot, Takes::Modules { below: 1 }, Pc, Micro),
+        ] {
+            let machine = |asked| mode.machine(asked, takes);
+            let found = [machine(None), machine(Some(Micro)), machine(Some(Pc))];
+            assert_eq!(found, [expected, with_micro, Pc], "{mode:?} {takes:?}");
+        }
     }
 }

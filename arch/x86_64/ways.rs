@@ -33,9 +33,10 @@ pub const RULES: Rules<Mode> = Rules {
     unpack_themselves: &[LINUX, LINUX_32, LINUX_16],
 };
 
-/// A kernel that is given what every `vmlinux` takes.
-const VMLINUX_TAKES: Takes =
-    Takes::Ramdisk { is_linux: true, cmdline: layout::CMDLINE_MAX, below: layout::INITRD_BELOW };
+/// What a kernel is given that is an ELF file, by Linux's protocol or PVH's.
+fn elf_takes(is_linux: bool) -> Takes {
+    Takes::Ramdisk { is_linux, cmdline: layout::CMDLINE_MAX, below: layout::INITRD_BELOW }
+}
 
 fn ways(image: &Image) -> Vec<Way<Mode>> {
     let bare = |protocol, mode, source| Way {
@@ -61,7 +62,7 @@ fn ways(image: &Image) -> Vec<Way<Mode>> {
                 mode: Mode::Linux,
                 source: source.clone(),
                 header,
-                takes: VMLINUX_TAKES,
+                takes: elf_takes(true),
             };
             let mut ways = Vec::new();
             ways.extend(bzimage.map(|header| vmlinux(VMLINUX, header.raw.clone())));
@@ -72,7 +73,7 @@ fn ways(image: &Image) -> Vec<Way<Mode>> {
                     mode: Mode::Pvh,
                     source,
                     header: vec![],
-                    takes: VMLINUX_TAKES,
+                    takes: elf_takes(*is_linux),
                 }
             }));
             if let Some(Kernel::Multiboot(header)) = kernel {

@@ -4,10 +4,12 @@ pub mod peers;
 pub mod report;
 pub mod smaps;
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+
+use bivisor::terminal::open_pty;
 
 /// Of every guest.
 pub const MEMORY_MIB: u32 = 256;
@@ -47,6 +49,13 @@ pub fn program(tree: &Path, name: &str) -> Command {
     command
 }
 
+/// A terminal as the standard input of a monitor that wants one: its other side, which has to stay open, too.
+pub fn terminal() -> (File, Stdio) {
+    let (upper, path) = open_pty().expect("open a terminal");
+    let lower = File::options().read(true).write(true).open(path).expect("open a terminal");
+    (upper, lower.into())
+}
+
 /// bivisor with the stock kernel, and the options in `words`.
 pub fn bivisor(initrd: &Path, words: &str) -> Command {
     bivisor_with(&guests().join("cloud"), initrd, words)
@@ -62,7 +71,7 @@ pub fn bivisor_with(kernel: &Path, initrd: &Path, words: &str) -> Command {
 }
 
 /// QEMU of Debian's packages, by its own loader, with the same; none if cross/bench did not fetch it.
-pub fn qemu(kernel: &Path, initrd: &Path, words: &str) -> Option<Command> {
+pub fn qemu(kernel: &Path, initrd: Option<&Path>, words: &str) -> Option<Command> {
     let arch = std::env::consts::ARCH;
     let folder = cache().join(format!("qemu-{arch}"));
     if !folder.is_dir() {
@@ -78,7 +87,10 @@ pub fn qemu(kernel: &Path, initrd: &Path, words: &str) -> Option<Command> {
     command.args(["-M", machine, "-accel", "kvm", "-cpu", "host"]);
     command.args(["-m", &MEMORY_MIB.to_string()]);
     command.args(["-serial", "stdio", "-append", &format!("console={console} panic=-1 quiet")]);
-    command.arg("-kernel").arg(kernel).arg("-initrd").arg(initrd);
+    command.arg("-kernel").arg(kernel);
+    if let Some(initrd) = initrd {
+        command.arg("-initrd").arg(initrd);
+    }
     command.args(words.split_whitespace());
     Some(command)
 }

@@ -13,7 +13,7 @@ pub struct Boot {
     /// For what each needs besides.
     pub folder: PathBuf,
     pub kernel: PathBuf,
-    pub initrd: PathBuf,
+    pub initrd: Option<PathBuf>,
     pub cpus: usize,
 }
 
@@ -32,13 +32,19 @@ fn own_console() -> &'static str {
     if cfg!(target_arch = "x86_64") { "ttyS0" } else { "ttyAMA0" }
 }
 
+fn add_initrd(command: &mut Command, option: &str, boot: &Boot) {
+    if let Some(initrd) = &boot.initrd {
+        command.arg(option).arg(initrd);
+    }
+}
+
 /// Firecracker 1.x: by a configuration file.
 fn firecracker(program: &Path, boot: &Boot) -> Command {
     let config = boot.folder.join(format!("firecracker-{}.json", boot.cpus));
     let content = serde_json::json!({
         "boot-source": {
             "kernel_image_path": text(&boot.kernel),
-            "initrd_path": text(&boot.initrd),
+            "initrd_path": boot.initrd.as_deref().map(text),
             "boot_args": format!("{} reboot=k", cmdline("ttyS0")),
         },
         "drives": [],
@@ -52,7 +58,8 @@ fn firecracker(program: &Path, boot: &Boot) -> Command {
 
 fn cloud_hypervisor(program: &Path, boot: &Boot) -> Command {
     let mut command = Command::new(program);
-    command.arg("--kernel").arg(&boot.kernel).arg("--initramfs").arg(&boot.initrd);
+    command.arg("--kernel").arg(&boot.kernel);
+    add_initrd(&mut command, "--initramfs", boot);
     command.args(["--cpus", &format!("boot={}", boot.cpus)]);
     command.args(["--memory", &format!("size={MEMORY_MIB}M")]);
     command.args(["--serial", "tty", "--console", "off", "--cmdline", &cmdline(own_console())]);
@@ -64,21 +71,26 @@ fn crosvm(program: &Path, boot: &Boot) -> Command {
     command.args(["run", "--disable-sandbox", "--mem", &MEMORY_MIB.to_string()]);
     command.args(["--cpus", &boot.cpus.to_string(), "--params", &cmdline("ttyS0")]);
     command.args(["--serial", "type=stdout,hardware=serial,num=1"]);
-    command.arg("--initrd").arg(&boot.initrd).arg(&boot.kernel);
+    add_initrd(&mut command, "--initrd", boot);
+    command.arg(&boot.kernel);
     command
 }
 
+/// alioth 0.12, which wants a terminal as its standard input.
 fn alioth(program: &Path, boot: &Boot) -> Command {
     let mut command = Command::new(program);
-    command.arg("run").arg("--kernel").arg(&boot.kernel).arg("--initramfs").arg(&boot.initrd);
-    command.args(["--cmdline", &cmdline(own_console()), "--num-cpu", &boot.cpus.to_string()]);
-    command.args(["--mem-size", &format!("{MEMORY_MIB}M")]);
+    let kernel = if cfg!(target_arch = "x86_64") { "--pvh" } else { "--kernel" };
+    command.arg("boot").arg(kernel).arg(&boot.kernel);
+    add_initrd(&mut command, "--initramfs", boot);
+    command.args(["--cmdline", &cmdline(own_console()), "--cpu", &format!("count={}", boot.cpus)]);
+    command.args(["--memory", &format!("size={MEMORY_MIB}M")]);
     command
 }
 
 fn kvmtool(program: &Path, boot: &Boot) -> Command {
     let mut command = Command::new(program);
-    command.arg("run").arg("--kernel").arg(&boot.kernel).arg("--initrd").arg(&boot.initrd);
+    command.arg("run").arg("--kernel").arg(&boot.kernel);
+    add_initrd(&mut command, "--initrd", boot);
     command.args(["--cpus", &boot.cpus.to_string(), "--mem", &MEMORY_MIB.to_string()]);
     command.args(["--console", "serial", "--network", "mode=none", "--params", &cmdline("ttyS0")]);
     command
@@ -87,11 +99,11 @@ fn kvmtool(program: &Path, boot: &Boot) -> Command {
 /// All that there are here.
 pub fn all() -> Vec<Peer> {
     let mut peers: Vec<Peer> = Vec::new();
-    let has_qemu = qemu(Path::new("kernel"), Path::new("initrd"), "").is_some();
+    let has_qemu = qemu(Path::new("kernel"), None, "").is_some();
     if has_qemu {
         let command = |boot: &Boot| {
             let cpus = format!("-smp {}", boot.cpus);
-            qemu(&boot.kernel, &boot.initrd, &cpus).expect("it was there")
+            qemu(&boot.kernel, boot.initrd.as_deref(), &cpus).expect("it was there")
         };
         peers.push(("QEMU", Box::new(command)));
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use libtest_mimic::Trial;
 
-use crate::common::elf::{Segment, elf32};
+use crate::common::elf::{Segment, elf32, pvh};
 use crate::common::{MACHINE, Ran, bivisor, cases, folder, guest, guest_file, kvm};
 use bivisor::guests;
 
@@ -20,6 +20,7 @@ pub fn trials() -> Vec<Trial> {
             modules_never_overlap_the_kernel, kvm;
             a_multiboot_kernel_may_lie_anywhere_in_ram, kvm;
             a_bzimage_is_entered_at_64_32_or_16_bits, kvm;
+            a_pvh_kernel_that_is_no_linux_is_told_what_its_user_says, kvm;
         ]);
     }
     trials
@@ -91,6 +92,20 @@ fn a_multiboot_header_wins_over_elf_unless_elf_is_asked_for() {
     fs::write(folder.path().join("both"), &file).unwrap();
     let ran = run(folder.path(), "both", "--reg rax=42");
     assert_eq!(ran.status, 42, "{ran:?}");
+}
+
+fn a_pvh_kernel_that_is_no_linux_is_told_what_its_user_says() {
+    let folder = folder();
+    // `mov esi, [ebx + 24]; mov dx, 0x3f8`, then `lodsb; test al, al; jz +3; out dx, al; jmp -8` prints
+    // the command line, and `xor eax, eax; out 0xf4, al` is the end.
+    let code = b"\x8b\x73\x18\x66\xba\xf8\x03\xac\x84\xc0\x74\x03\xee\xeb\xf8\x31\xc0\xe6\xf4\x90";
+    fs::write(folder.path().join("kernel"), pvh(0x10_0000, code)).unwrap();
+    for cmdline in ["", "a=b c"] {
+        let mut run = bivisor("run").arg(folder.path().join("kernel"));
+        run = run.arg("--cmdline").arg(cmdline).words("--memory 2M");
+        let ran = run.finish();
+        assert_eq!((ran.text().as_str(), ran.status), (cmdline, 0), "{ran:?}");
+    }
 }
 
 fn a_flat_image_has_one_protocol() {

@@ -9,7 +9,12 @@ pub struct Segment<'a> {
 
 const ET_EXEC: u16 = 2;
 const PT_LOAD: u32 = 1;
+const PT_NOTE: u32 = 4;
 const ALL_ACCESS: u32 = 7;
+
+/// Bytes of ELF64's headers: of the file, and of a segment.
+const HEADER: u16 = 64;
+const PROGRAM_HEADER: u16 = 56;
 
 /// Appends little-endian numbers, each in as many bytes as its type has.
 macro_rules! put {
@@ -18,8 +23,6 @@ macro_rules! put {
 
 /// An ELF64 executable.
 pub fn elf64(machine: u16, entry: u64, segments: &[Segment]) -> Vec<u8> {
-    const HEADER: u16 = 64;
-    const PROGRAM_HEADER: u16 = 56;
     let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
     put!(file, ET_EXEC, machine, 1u32, entry, u64::from(HEADER), 0u64, 0u32);
     put!(file, HEADER, PROGRAM_HEADER, segments.len() as u16, 0u16, 0u16, 0u16);
@@ -31,6 +34,25 @@ pub fn elf64(machine: u16, entry: u64, segments: &[Segment]) -> Vec<u8> {
         offset += len;
     }
     segments.iter().for_each(|segment| file.extend_from_slice(segment.bytes));
+    file
+}
+
+/// A kernel for x86-64 with PVH's entry at `guest_addr`, its first byte: `code` of a multiple of four bytes
+/// (Xen, xen/include/public/elfnote.h, XEN_ELFNOTE_PHYS32_ENTRY).
+pub fn pvh(guest_addr: u64, code: &[u8]) -> Vec<u8> {
+    const EM_X86_64: u16 = 62;
+    const PHYS32_ENTRY: u32 = 18;
+    let mut note = Vec::new();
+    put!(note, 4u32, 4u32, PHYS32_ENTRY);
+    note.extend_from_slice(b"Xen\0");
+    put!(note, guest_addr as u32);
+    let segments = [
+        Segment { guest_addr, bytes: code, zeros: 0 },
+        Segment { guest_addr: guest_addr + code.len() as u64, bytes: &note, zeros: 0 },
+    ];
+    let mut file = elf64(EM_X86_64, guest_addr, &segments);
+    let kind = usize::from(HEADER + PROGRAM_HEADER);
+    file[kind..kind + 4].copy_from_slice(&PT_NOTE.to_le_bytes());
     file
 }
 
