@@ -90,7 +90,7 @@ pub struct Machine {
     pub(crate) expects: bool,
     pub(crate) exit_limit: Option<(AtomicU64, u64)>,
     pub(crate) catch_signals: bool,
-    /// A flat guest without virtio devices, in a process that ends with it.
+    /// Without virtio devices, in a process that ends with it.
     pub(crate) is_plain: bool,
     pub(crate) timeline: Timeline,
     pub(crate) sandbox: Option<Arc<Sandbox>>,
@@ -159,7 +159,7 @@ impl Machine {
         virtio.extend(balloon.map(|balloon| Box::new(balloon) as Box<dyn VirtioDevice>));
         // A bus costs a kernel no more time than registers, and an interrupt by it two exits less.
         let by_image = if way.is_bare() { Carrier::Mmio } else { Carrier::Pci };
-        let is_plain = config.is_only && way.is_bare() && virtio.is_empty();
+        let is_plain = config.is_only && virtio.is_empty();
         let pci = config.transport.unwrap_or(by_image) == Carrier::Pci && !virtio.is_empty();
         let without_pci = match !pci && kernel::linux_is_told_of_pci(way.takes, &config.cmdline) {
             true => layout::WITHOUT_PCI,
