@@ -2,22 +2,20 @@
 //! signals through until it ends.
 //!
 //! An emulated host can hang or die through no fault of the job. Then it is started again and
-//! the job with it, twice at most; what the job had read is kept for that, up to a limit.
+//! the job with it, a few times at most; what the job had read is kept for that, up to a limit.
 
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::fs::File;
+use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nested::sys::{self, Wait};
 use nested::{CHUNK, Frame, HOST, Kind, WINDOW, Wire, pack};
 
-use crate::host::short_path;
+use crate::connect::{connect, lost};
+use crate::files::{self, Sent};
 use crate::strip::Strip;
 use crate::{Host, Job};
 
@@ -42,7 +40,7 @@ enum End {
 
 pub fn run(host: &Host, job: &Job) -> Result<u8, String> {
     let mut signals = sys::take_signals(&SIGNALS).map_err(|e| format!("take signals: {e}"))?;
-    let files = list(job)?;
+    let files = files::list(job)?;
     let mut input = Input { seen: Vec::new(), overrun: false, ended: false };
     let (mut losses, mut stale) = (0, 0);
     loop {
@@ -76,172 +74,6 @@ pub fn run(host: &Host, job: &Job) -> Result<u8, String> {
             }
         }
     }
-}
-
-/// Ends every emulated host whose socket is in the folder, unless it has a job.
-pub fn stop(dir: &Path) -> Result<(), String> {
-    let Ok(entries) = fs::read_dir(dir) else {
-        return Ok(());
-    };
-    for path in entries.flatten().map(|entry| entry.path()) {
-        if path.extension().is_some_and(|ending| ending == "sock") {
-            let Ok(stream) = open_socket(&path) else {
-                continue;
-            };
-            let mut wire = Wire::new(stream);
-            wire.send(HOST, Kind::Stop, &[]);
-            wire.flush().map_err(|e| format!("stop {}: {e}", path.display()))?;
-            // It closes the connection by ending.
-            wire.stream.set_read_timeout(Some(Duration::from_secs(5))).ok();
-            wire.fill().ok();
-        }
-    }
-    Ok(())
-}
-
-fn open_socket(path: &Path) -> io::Result<UnixStream> {
-    let folder = File::open(path.parent().unwrap_or(Path::new(".")))?;
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    UnixStream::connect(short_path(&folder, &name))
-}
-
-/// Connects to the host process, which is started where there is none.
-fn connect(host: &Host) -> Result<Wire<UnixStream>, String> {
-    let context = |what: &str, e: io::Error| format!("{what} {}: {e}", host.dir.display());
-    fs::create_dir_all(&host.dir).map_err(|e| context("create", e))?;
-    let socket = host.file("sock");
-    let deadline = Instant::now() + Duration::from_secs(20);
-    loop {
-        if let Ok(stream) = open_socket(&socket) {
-            stream.set_nonblocking(true).map_err(|e| context("connect in", e))?;
-            return Ok(Wire::new(stream));
-        }
-        if Instant::now() > deadline {
-            return Err(lost(host, "its host process does not answer"));
-        }
-        // One process starts the host, the others wait for it.
-        let turn = File::create(host.file("turn")).map_err(|e| context("create a lock in", e))?;
-        sys::lock(&turn, true).map_err(|e| context("lock in", e))?;
-        if open_socket(&socket).is_err() {
-            start(host)?;
-        }
-    }
-}
-
-/// Starts the host process and waits until it listens.
-fn start(host: &Host) -> Result<(), String> {
-    let mut command = Command::new("/proc/self/exe");
-    command
-        .arg0("nested")
-        .args(["--serve", "--arch", &host.arch, "--cpu", &host.cpu, "--gic", &host.gic])
-        .arg("--kernel")
-        .arg(&host.kernel)
-        .arg("--initrd")
-        .arg(&host.initrd)
-        .arg("--dir")
-        .arg(&host.dir)
-        .env("BIVISOR_CROSS_IDLE", host.idle.to_string())
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let detach = || {
-        sys::new_session();
-        // Descriptors that we inherited, from cargo or a shell, are not ours to hold open.
-        sys::close_on_exec_from(3);
-        sys::block_signals(&[])
-    };
-    // SAFETY: the function makes plain system calls only.
-    unsafe { command.pre_exec(detach) };
-    let mut child = command.spawn().map_err(|e| format!("start the host process: {e}"))?;
-    let mut line = [0; 64];
-    let count = child.stdout.take().map_or(Ok(0), |mut out| out.read(&mut line)).unwrap_or(0);
-    if count == 0 {
-        let mut why = String::new();
-        child.stderr.take().map(|mut errors| errors.read_to_string(&mut why));
-        child.wait().ok();
-        return Err(why.trim().trim_start_matches("nested: ").to_string());
-    }
-    Ok(())
-}
-
-/// What is told when the emulated host is given up: the reason, and what its console said last.
-fn lost(host: &Host, why: &str) -> String {
-    let mut text = format!("the emulated {} host failed: {why}", host.arch);
-    for ending in ["console", "log"] {
-        let path = host.file(ending);
-        let bytes = fs::read(&path).unwrap_or_default();
-        let lines: Vec<_> =
-            bytes.split(|byte| *byte == b'\n').filter(|line| telling(line)).collect();
-        for line in &lines[lines.len().saturating_sub(15)..] {
-            text += &format!("\n  | {}", String::from_utf8_lossy(line).trim_end());
-        }
-    }
-    text + &format!("\n  whole: {}", host.file("console").display())
-}
-
-/// Not empty, and not QEMU's list of what its CPU lacks.
-fn telling(line: &[u8]) -> bool {
-    !line.is_empty() && !String::from_utf8_lossy(line).contains("TCG doesn't support")
-}
-
-/// A file to send.
-struct Sent {
-    from: PathBuf,
-    to: PathBuf,
-    /// Names the bytes, whatever path they lie at: this machine's words for "unchanged".
-    key: String,
-    mode: u32,
-    size: u64,
-}
-
-fn list(job: &Job) -> Result<Vec<Sent>, String> {
-    let mut files = Vec::new();
-    for (from, to) in &job.files {
-        add(from, to, &mut files)?;
-    }
-    for tree in &job.trees {
-        walk(tree, &mut files)?;
-    }
-    Ok(files)
-}
-
-fn add(from: &Path, to: &Path, files: &mut Vec<Sent>) -> Result<(), String> {
-    let data = fs::metadata(from).map_err(|e| format!("read {}: {e}", from.display()))?;
-    if !data.is_file() {
-        return Err(format!("read {}: not a file", from.display()));
-    }
-    let key = format!(
-        "{:x}.{:x}.{:x}.{:x}.{:x}.{:x}.{:x}",
-        data.dev(),
-        data.ino(),
-        data.size(),
-        data.mtime(),
-        data.mtime_nsec(),
-        data.ctime(),
-        data.ctime_nsec()
-    );
-    let (from, to) = (from.to_path_buf(), to.to_path_buf());
-    files.push(Sent { from, to, key, mode: data.mode() & 0o7777, size: data.size() });
-    Ok(())
-}
-
-/// A file, or the files below a folder, each at the path that it has here. What cargo or
-/// version control or cross/ put there is left out.
-fn walk(path: &Path, files: &mut Vec<Sent>) -> Result<(), String> {
-    let data = fs::metadata(path).map_err(|e| format!("read {}: {e}", path.display()))?;
-    if data.is_file() {
-        return add(path, path, files);
-    }
-    let entries = fs::read_dir(path).map_err(|e| format!("read {}: {e}", path.display()))?;
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        let kind = entry.file_type().ok();
-        let wanted = kind.is_some_and(|kind| kind.is_dir() || kind.is_file());
-        if wanted && ![".git", ".cache", "target"].iter().any(|left_out| name == *left_out) {
-            walk(&entry.path(), files)?;
-        }
-    }
-    Ok(())
 }
 
 /// Standard input, as far as it was read.

@@ -1,10 +1,13 @@
 //! Runs one program in an emulated host with KVM: starts the host where none runs yet, sends the
 //! files, passes the streams and the signals through, and ends with the program's status.
 //!
-//! [`host`] is the process that owns one QEMU; [`client`] is one job; [`strip`] makes what it sends smaller. Clients talk to the host
-//! process through a socket in `--dir`, and a host process that nobody used for a while ends.
+//! [`host`] is the process that owns one QEMU; [`client`] is one job, with its [`files`], which [`strip`] makes
+//! smaller; [`connect`] is the way from one to the other. Clients talk to the host process through a socket in
+//! `--dir`, and a host process that nobody used for a while ends.
 
 mod client;
+mod connect;
+mod files;
 mod host;
 mod strip;
 
@@ -61,7 +64,7 @@ fn main() -> ExitCode {
     let result = parse().and_then(|(host, job, mode)| match mode {
         Mode::Run => client::run(&host, &job),
         Mode::Serve => host::serve(&host).map(|()| 0),
-        Mode::Stop => client::stop(&host.dir).map(|()| 0),
+        Mode::Stop => connect::stop(&host.dir).map(|()| 0),
     });
     match result {
         Ok(status) => ExitCode::from(status),
