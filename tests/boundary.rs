@@ -41,7 +41,7 @@ const EXCEPTIONS: &[&str] = &[
 ];
 
 /// Modules of the core that architectures must not reach for: those that decide and act. What they
-/// may use is vocabulary: exit, board, debug, memory, places, payload, kick, run,
+/// may use is vocabulary: exit, board, debug, irq, memory, places, payload, kick, run,
 /// layout_check.
 const ABOVE: &[&str] = &[
     "crate::bus",

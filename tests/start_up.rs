@@ -8,6 +8,7 @@ mod common;
 #[path = "../benches/common/smaps.rs"]
 mod smaps;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::Error;
@@ -18,7 +19,8 @@ use std::time::{Duration, Instant};
 
 use syscalls::Sysno;
 
-use common::{bivisor, cases, folder, guest_file, kvm, program};
+use common::bzimage::bzimage;
+use common::{bivisor, cases, elf, folder, guest_file, kvm, program};
 use smaps::{Mappings, Usage};
 
 /// The promise of `bivisor hello --sandbox off`, the execve included. Checks of std look at descriptors
@@ -35,8 +37,9 @@ const INTERRUPT_CHIPS: usize = if cfg!(target_arch = "aarch64") { 28 } else { 0 
 /// What the sandbox may add to that.
 const SANDBOX_AT_MOST: usize = 12;
 
-/// KVM_RUN (KVM API 4.10).
+/// KVM_RUN, KVM_CREATE_IRQCHIP (KVM API 4.10, 4.24).
 const KVM_RUN: u64 = 0xae80;
+const KVM_CREATE_IRQCHIP: u64 = 0xae60;
 
 /// ptrace(2), PTRACE_GET_SYSCALL_INFO: the same on every architecture.
 const PTRACE_GET_SYSCALL_INFO: u32 = 0x420e;
@@ -80,9 +83,9 @@ fn trace_me() -> Result<(), Error> {
     }
 }
 
-/// Starts `bivisor hello` with these options, stopped at its first instruction.
-fn start(options: &str) -> Child {
-    let mut command = bivisor("hello").words(options).command;
+/// Starts bivisor with this command line, stopped at its first instruction.
+fn start(line: &str) -> Child {
+    let mut command = bivisor(line).command;
     command.stdin(Stdio::null()).stdout(Stdio::null());
     // cargo has the dynamic linker search its own folders first, which nobody else does.
     command.env_remove("LD_LIBRARY_PATH");
@@ -100,14 +103,14 @@ fn wait() -> (i32, i32) {
     (thread, status)
 }
 
-/// The system calls before the first KVM_RUN by number, the execve included.
-fn count(options: &str) -> BTreeMap<u64, usize> {
-    trace(options, |call| call.number == libc::SYS_ioctl as u64 && call.arguments[1] == KVM_RUN)
+/// Whether a system call is this ioctl.
+fn is_ioctl(call: &SyscallInfo, request: u64) -> bool {
+    call.number == libc::SYS_ioctl as u64 && call.arguments[1] == request
 }
 
 /// The system calls by number, the execve included, before the first one that `ends` says; or all.
-fn trace(options: &str, ends: impl Fn(&SyscallInfo) -> bool) -> BTreeMap<u64, usize> {
-    let mut child = start(options);
+fn trace(line: &str, ends: impl Fn(&SyscallInfo) -> bool) -> BTreeMap<u64, usize> {
+    let mut child = start(line);
     let (first, _) = wait();
     let options = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_EXITKILL;
     ptrace(libc::PTRACE_SETOPTIONS as _, first, 0, options as usize);
@@ -147,10 +150,29 @@ fn trace(options: &str, ends: impl Fn(&SyscallInfo) -> bool) -> BTreeMap<u64, us
 }
 
 fn hello_asks_little_of_the_host_before_its_guest_runs() {
-    let counts = count("--sandbox off");
+    let counts = trace("hello --sandbox off", |call| is_ioctl(call, KVM_RUN));
     let total: usize = counts.values().sum();
     println!("{total} system calls before the first KVM_RUN, by number: {counts:?}");
     assert!(total <= AT_MOST, "{total} system calls, more than {AT_MOST}; by number: {counts:?}");
+}
+
+/// A kernel by PVH's entry that is done at once: KVM's own interrupt controllers would have its end wait, and
+/// a second thread its beginning.
+fn a_kernel_has_neither_kvm_s_interrupt_controllers_nor_a_thread_more() {
+    let folder = folder();
+    let kernel = folder.path().join("kernel");
+    std::fs::write(&kernel, elf::pvh(0x10_0000, elf::PVH_SAYS)).unwrap();
+    let line = format!("run {} --sandbox off", kernel.display());
+    let runs = Cell::new(0);
+    let counts = trace(&line, |call| {
+        assert!(!is_ioctl(call, KVM_CREATE_IRQCHIP));
+        runs.set(runs.get() + usize::from(is_ioctl(call, KVM_RUN)));
+        false
+    });
+    assert!(runs.get() > 0, "{counts:?}");
+    for number in [libc::SYS_clone, libc::SYS_clone3] {
+        assert_eq!(counts.get(&(number as u64)), None, "{counts:?}");
+    }
 }
 
 /// Calls whose number depends on how long things take: those that wait, wake and write.
@@ -159,7 +181,8 @@ const TIMELY: [&str; 8] =
 
 /// Counted to the guest's end.
 fn the_sandbox_asks_little_of_the_host() {
-    let [without, with] = ["off", "on"].map(|mode| trace(&format!("--sandbox {mode}"), |_| false));
+    let [without, with] =
+        ["off", "on"].map(|mode| trace(&format!("hello --sandbox {mode}"), |_| false));
     let timely = |number: u64| {
         let call = usize::try_from(number).ok().and_then(Sysno::new);
         call.is_some_and(|call| TIMELY.contains(&call.name()))
@@ -194,6 +217,14 @@ fn without_features_it_is_half_as_large_and_runs_guests() {
     let folder = folder();
     let echo = program(&small, "run").arg(guest_file(&folder, "echo")).input(b"abc\n").finish();
     assert_eq!((echo.status, echo.text().as_str()), (0, "abc\n"), "{echo:?}");
+    if cfg!(target_arch = "x86_64") {
+        let kernel = folder.path().join("kernel");
+        for (image, status) in [(bzimage(), 64), (elf::pvh(0x10_0000, elf::PVH_SAYS), 0)] {
+            std::fs::write(&kernel, image).unwrap();
+            let ran = program(&small, "run").arg(&kernel).finish();
+            assert_eq!((ran.status, ran.text().as_str()), (status, ""), "{ran:?}");
+        }
+    }
 }
 
 fn without_features_it_refuses_what_it_lacks() {
@@ -259,6 +290,11 @@ fn small() -> Option<String> {
     small_program().is_none().then(|| missing.into())
 }
 
+fn pvh() -> Option<String> {
+    let there = cfg!(target_arch = "x86_64");
+    (!there).then(|| "this architecture has no PVH".into())
+}
+
 /// This process may trace what it starts. Tried in a child that never becomes a program.
 fn tracing() -> Option<String> {
     let mut command = bivisor("hello").command;
@@ -276,6 +312,7 @@ fn tracing() -> Option<String> {
 fn main() {
     common::conclude(cases![
         hello_asks_little_of_the_host_before_its_guest_runs, kvm, tracing;
+        a_kernel_has_neither_kvm_s_interrupt_controllers_nor_a_thread_more, kvm, tracing, pvh;
         the_sandbox_asks_little_of_the_host, kvm, tracing;
         the_program_is_small, release;
         without_features_it_is_half_as_large_and_runs_guests, kvm, small;

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use libtest_mimic::Trial;
 
-use crate::common::elf::{Segment, elf32, pvh};
+use crate::common::bzimage::bzimage;
+use crate::common::elf::{PVH_SAYS, Segment, elf32, pvh};
 use crate::common::{MACHINE, Ran, bivisor, cases, folder, guest, guest_file, kvm};
 use bivisor::guests;
 
@@ -96,10 +97,7 @@ fn a_multiboot_header_wins_over_elf_unless_elf_is_asked_for() {
 
 fn a_pvh_kernel_that_is_no_linux_is_told_what_its_user_says() {
     let folder = folder();
-    // `mov esi, [ebx + 24]; mov dx, 0x3f8`, then `lodsb; test al, al; jz +3; out dx, al; jmp -8` prints
-    // the command line, and `xor eax, eax; out 0xf4, al` is the end.
-    let code = b"\x8b\x73\x18\x66\xba\xf8\x03\xac\x84\xc0\x74\x03\xee\xeb\xf8\x31\xc0\xe6\xf4\x90";
-    fs::write(folder.path().join("kernel"), pvh(0x10_0000, code)).unwrap();
+    fs::write(folder.path().join("kernel"), pvh(0x10_0000, PVH_SAYS)).unwrap();
     for cmdline in ["", "a=b c"] {
         let mut run = bivisor("run").arg(folder.path().join("kernel"));
         run = run.arg("--cmdline").arg(cmdline).words("--memory 2M");
@@ -136,32 +134,6 @@ fn a_multiboot_kernel_may_lie_anywhere_in_ram() {
         assert_eq!(ran.status, status, "{start:#x}: {ran:?}");
         assert!(ran.stderr.lines().count() <= 1, "{ran:?}");
     }
-}
-
-/// A bzImage of boot protocol 2.12 that has nothing packed in it. At each of its entries it ends with
-/// a status of its own: the number of bits there.
-fn bzimage() -> Vec<u8> {
-    // `mov al, STATUS; out 0xf4, al`, which is the same in every mode.
-    let end = |status: u8| [0xb0, status, 0xe6, 0xf4];
-    let mut image = vec![0; 0x800];
-    for (at, bytes) in [
-        (0x1f1, &[1][..]),
-        (0x1f4, &0x40u32.to_le_bytes()),
-        (0x1fe, &[0x55, 0xaa, 0xeb, 0x6a]),
-        (0x202, b"HdrS\x0c\x02"),
-        (0x211, &[1]),
-        (0x214, &0x10_0000u32.to_le_bytes()),
-        (0x22c, &0x7fff_ffffu32.to_le_bytes()),
-        (0x236, &[1, 0]),
-        (0x238, &255u32.to_le_bytes()),
-        (0x258, &0x10_0000u64.to_le_bytes()),
-        (0x26c, &end(16)),
-        (0x400, &end(32)),
-        (0x600, &end(64)),
-    ] {
-        image[at..at + bytes.len()].copy_from_slice(bytes);
-    }
-    image
 }
 
 fn a_bzimage_is_entered_at_64_32_or_16_bits() {

@@ -56,6 +56,11 @@ pub fn pvh(guest_addr: u64, code: &[u8]) -> Vec<u8> {
     file
 }
 
+/// Code for [`pvh`] that prints its command line and ends with status 0: `mov esi, [ebx + 24]; mov dx, 0x3f8`,
+/// then `lodsb; test al, al; jz +3; out dx, al; jmp -8`, and `xor eax, eax; out 0xf4, al`.
+pub const PVH_SAYS: &[u8] =
+    b"\x8b\x73\x18\x66\xba\xf8\x03\xac\x84\xc0\x74\x03\xee\xeb\xf8\x31\xc0\xe6\xf4\x90";
+
 /// An ELF32 executable.
 pub fn elf32(machine: u16, entry: u32, segments: &[Segment]) -> Vec<u8> {
     const HEADER: u16 = 52;

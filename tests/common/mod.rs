@@ -6,6 +6,7 @@
 // Every test program compiles this for itself and uses its own part.
 #![allow(dead_code, unused_imports, unused_macros)]
 
+pub mod bzimage;
 pub mod elf;
 pub mod network;
 pub mod stock;
