@@ -1,6 +1,6 @@
 //! What bivisor itself costs, beside a floor that does the least that KVM allows (`examples/floor.rs`): a
 //! start from the process's beginning to the first output and to its end, exits, more vCPUs, more memory,
-//! many guests at once, and what stays in memory. All in turn.
+//! many guests at once, and what stays in memory; and a kernel's start beside other monitors. All in turn.
 //!
 //! `cross/bench native start` runs it on this machine, `cross/bench ARCH start` in an emulated host.
 
