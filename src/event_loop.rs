@@ -42,6 +42,10 @@ const ENDING_SIGNALS: [libc::c_int; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIG
 /// Signals that stop the process and let it go on: the terminal must be as it was in between.
 const PAUSING_SIGNALS: [libc::c_int; 2] = [libc::SIGTSTP, libc::SIGCONT];
 
+/// Bytes of a thread's stack. Our choice: many times what is used, and less than a huge page, which a host
+/// that gives them to everybody would else give to each stack.
+const STACK: usize = 512 << 10;
+
 /// Bytes at the pc that a verdict shows: the longest instruction that there is, and one more.
 const CODE_LEN: usize = 16;
 
@@ -170,7 +174,7 @@ impl Machine {
             wait.run(signals.as_ref(), deadline, stall);
             crew.close();
         };
-        let builder = |name: String| thread::Builder::new().name(name);
+        let builder = |name: String| thread::Builder::new().name(name).stack_size(STACK);
         let unless_failed = |what: String, error: Option<io::Error>| {
             let failed =
                 error.map(|error| anyhow::Error::new(error).context(format!("start {what}")));
