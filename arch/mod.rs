@@ -124,7 +124,8 @@ mod contract {
     const _: fn(&Chips, &[Vcpu]) -> Result<()> = after_vcpus;
     /// The console's interrupt line.
     const _: u32 = layout::CONSOLE_LINE;
-    /// Registers by which a guest says what message each line is, in machines whose KVM has no lines.
+    /// Registers by which a guest says what message each line is, where KVM has no lines; only where
+    /// [`Machine::has_platform`].
     const _: fn(Machine) -> Option<Box<dyn Redirection>> = redirection;
     /// Makes a write to the event an edge on an interrupt line; called last, and only where
     /// [`Machine::has_platform`] and there is no [`redirection`].

@@ -37,37 +37,38 @@ pub struct Devices<'a> {
     pub bus: Bus,
     pub vm: &'a Arc<VmFd>,
     pub ram: &'a Arc<GuestRam>,
-    pub lines: Lines,
-    /// Interrupts that are messages, if the machine has an interrupt controller.
-    pub messages: Option<Arc<Messages>>,
+    /// Where their interrupts go, if anywhere.
+    pub controller: Option<Controller>,
 }
 
-/// Where the lines lead that devices have asked for.
-pub enum Lines {
-    /// Nowhere: there is no interrupt controller.
-    Nowhere,
+/// What an interrupt controller takes.
+pub struct Controller {
+    /// Interrupts that are messages.
+    pub messages: Arc<Messages>,
+    /// Lines that devices have asked for.
+    lines: Lines,
+}
+
+/// Where lines lead.
+enum Lines {
     /// To KVM, which has them wired at last.
     Kvm(Vec<(EventFd, u32)>),
     /// To registers of ours that say which messages they are.
     Redirected(Box<dyn Redirection>, Vec<(u32, Route)>),
 }
 
-impl Lines {
-    /// Those of a machine of this kind.
-    fn new(machine: arch::Machine) -> Self {
-        match arch::redirection(machine) {
-            _ if !machine.has_platform() => Self::Nowhere,
-            Some(registers) => Self::Redirected(registers, Vec::new()),
-            None => Self::Kvm(Vec::new()),
-        }
-    }
-}
-
 impl<'a> Devices<'a> {
     /// None yet, of a machine of this kind.
     pub fn new(machine: arch::Machine, vm: &'a Arc<VmFd>, ram: &'a Arc<GuestRam>) -> Self {
-        let messages = machine.has_platform().then(|| Messages::new(vm.clone(), machine));
-        Self { bus: Bus::default(), vm, ram, lines: Lines::new(machine), messages }
+        let controller = || Controller {
+            messages: Messages::new(vm.clone(), machine),
+            lines: match arch::redirection(machine) {
+                Some(registers) => Lines::Redirected(registers, Vec::new()),
+                None => Lines::Kvm(Vec::new()),
+            },
+        };
+        let controller = machine.has_platform().then(controller);
+        Self { bus: Bus::default(), vm, ram, controller }
     }
 
     /// Puts one device on the bus, unless RAM lies there: the guest would never reach it.
@@ -109,27 +110,27 @@ impl<'a> Devices<'a> {
 
     /// An interrupt on `line`; none where there is no controller.
     pub fn irq(&mut self, line: u32) -> Result<Irq> {
-        match (&mut self.lines, &self.messages) {
-            (Lines::Kvm(wires), _) => {
+        let Some(controller) = &mut self.controller else { return Ok(Irq::none()) };
+        match &mut controller.lines {
+            Lines::Kvm(wires) => {
                 let (irq, event) = Irq::with_event()?;
                 wires.push((event, line));
                 Ok(irq)
             }
-            (Lines::Redirected(_, lines), Some(messages)) => {
-                let (irq, route) = messages.vector()?.into_parts();
+            Lines::Redirected(_, lines) => {
+                let (irq, route) = controller.messages.vector()?.into_parts();
                 lines.push((line, route));
                 Ok(irq)
             }
-            _ => Ok(Irq::none()),
         }
     }
 
     /// The bus, with all that belongs on it, and what is to be wired to KVM's lines.
     pub fn finish(mut self) -> Result<(Bus, Vec<(EventFd, u32)>)> {
-        match std::mem::replace(&mut self.lines, Lines::Nowhere) {
-            Lines::Nowhere => Ok((self.bus, Vec::new())),
-            Lines::Kvm(wires) => Ok((self.bus, wires)),
-            Lines::Redirected(registers, lines) => {
+        match self.controller.take().map(|controller| controller.lines) {
+            None => Ok((self.bus, Vec::new())),
+            Some(Lines::Kvm(wires)) => Ok((self.bus, wires)),
+            Some(Lines::Redirected(registers, lines)) => {
                 let Region { name, start, len } = registers.place();
                 let device = Box::new(Redirected::new(registers, lines));
                 self.insert(BusAddr::memory(start), len, name, device)?;

@@ -55,8 +55,8 @@ impl Devices<'_> {
         let mut functions: Vec<Box<dyn Function>> = vec![Box::new(host::Bridge::default())];
         for device in devices {
             let name = device.name();
-            let vector = || match &self.messages {
-                Some(messages) => messages.vector(),
+            let vector = || match &self.controller {
+                Some(controller) => controller.messages.vector(),
                 // There is no controller to send it to.
                 None => Ok(Vector::new(Irq::none(), |_| false)),
             };
